@@ -1,0 +1,195 @@
+"""`params.yaml` -> frozen, typed configuration; unknown keys and bad values are rejected with the key's path.
+
+`params.yaml` states every value: there are no defaults in code, so a value stands in one place only.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from clp_lightning.errors import UsageError
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_+-]*$")]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Corpus(Section):
+    """Summarization pairs `name + body -> first sentence` from botocore's API descriptions."""
+
+    max_body_words: Positive
+    max_summary_words: Positive
+    min_overlap: Share  # share of the summary's content words that occur in name + body
+    validation_services: Rate
+    test_services: Rate
+    limit: Positive | None  # rows kept in all, sampled with the seed; null keeps every row
+
+
+class PackagedGguf(Section):
+    kind: Literal["gguf"]
+    package: str
+    file: str
+
+
+class RandomModel(Section):
+    """A tiny Llama with random parameters and a tokenizer trained on the corpus, for tests."""
+
+    kind: Literal["random"]
+    vocabulary: Positive
+    hidden: Positive
+    layers: Positive
+    heads: Positive
+
+
+class Sft(Section):
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    rank: Positive
+
+
+class PairCounts(Section):
+    """Preference pairs per kind of negative, in the training split; the held-out split has a fifth of each."""
+
+    other_same_service: Positive
+    other_service: Positive
+    halved: Positive
+    words_dropped: Positive
+    generic: Positive
+
+
+class RewardModel(Section):
+    encoder_package: str
+    encoder_folder: str
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+
+
+class LearnedReward(Section):
+    kind: Literal["learned"]
+    model: str  # folder of a transformers sequence-classification model
+
+
+class BrevityReward(Section):
+    kind: Literal["brevity"]
+    min_words: Positive  # shorter answers gain nothing: an empty summary is no summary
+
+
+class Normalization(Section):
+    prompts: Positive
+
+
+class Training(Section):
+    steps: Positive
+    prompts_per_step: Positive
+    samples_per_prompt: Annotated[int, Field(ge=2)]  # leave-one-out needs another sample
+    learning_rate: Rate
+    rank: Positive
+    alpha: Share
+    gradient_clip: Annotated[float, Field(gt=0)]
+    checkpoint_every: Positive
+
+
+class Dirichlet(Section):
+    kind: Literal["dirichlet"]
+    concentration: Annotated[float, Field(gt=0)]
+
+
+class Vertices(Section):
+    kind: Literal["vertices"]
+
+
+class Method(Section):
+    """One row of the method table: the conditioned set S and the distribution Q of weightings."""
+
+    conditioning: Literal["full", "attention", "logits"]
+    weightings: Annotated[Dirichlet | Vertices, Field(discriminator="kind")]
+
+
+class Evaluation(Section):
+    weightings: Annotated[int, Field(ge=2)]  # points per edge of the lattice on the simplex
+    prompts: Annotated[int, Field(ge=2)]
+    samples_per_prompt: Positive
+    batch_size: Positive
+    bootstrap_draws: Annotated[int, Field(ge=100)]
+    reference_point: float  # normalized reward, the same for every objective
+
+
+class Generation(Section):
+    max_prompt_tokens: Positive
+    max_new_tokens: Positive
+    template: Annotated[str, Field(pattern=r"\{document\}")]
+
+
+class Config(Section):
+    """The whole of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0)]
+    corpus: Corpus
+    base: Annotated[PackagedGguf | RandomModel, Field(discriminator="kind")]
+    generation: Generation
+    sft: Sft
+    pairs: PairCounts
+    reward_model: RewardModel
+    rewards: dict[Name, Annotated[LearnedReward | BrevityReward, Field(discriminator="kind")]]
+    normalization: Normalization
+    training: Training
+    methods: dict[Name, Method]
+    evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if not self.rewards:
+            raise ValueError("rewards: name at least one objective")
+        if "reference" in self.methods:
+            raise ValueError("methods.reference: this name is kept for the reference policy")
+        return self
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return tuple(self.rewards)
+
+
+def load_config(path: Path | str = "params.yaml") -> Config:
+    """Read and check a parameter file.
+
+    Raises `UsageError` with the key's path, the value found and what is expected; the first problem only, with a
+    count of the others.
+    """
+    path = Path(path)
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; run in a project folder or name the file with --params") from error
+    except YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected keys and values; start from the repository's params.yaml")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_first_problem(error)}") from None
+
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("[key]",))
+    what = {
+        "extra_forbidden": "unknown key; remove it or correct its spelling",
+        "missing": "missing; every key of params.yaml must be stated",
+    }.get(first["type"], f"{first['msg'][0].lower()}{first['msg'][1:]}, but found {first['input']!r}")
+    if first["type"] == "value_error":
+        what = str(first.get("ctx", {}).get("error", first["msg"]))
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{where}: {what}{more}" if where else f"{what}{more}"
