@@ -1,0 +1,77 @@
+"""Weightings on the simplex: validate, parse, sample, lay out as a grid.
+
+A weighting `w` has one non-negative entry per objective and sums to 1. Arrays are [N, K]: N weightings, K objectives.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from clp_lightning.errors import UsageError
+
+SUM_TOLERANCE = 1e-6
+
+
+def to_array(weighting: Mapping[str, float], objectives: Sequence[str]) -> np.ndarray:
+    """Return a weighting as float64 [K] in the order of `objectives`; an objective left out has weight 0.
+
+    Raises `UsageError` for unknown objectives, entries that are negative or not finite, and sums other than 1.
+    """
+    known = ", ".join(objectives)
+    for name, value in weighting.items():
+        if name not in objectives:
+            raise UsageError(f"weighting: unknown objective {name!r}; this model knows {known}")
+        if not np.isfinite(value) or value < 0:
+            raise UsageError(f"weighting: {name}={value} must be a number >= 0")
+    row = np.array([weighting.get(name, 0.0) for name in objectives], dtype=np.float64)
+    if abs(row.sum() - 1) > SUM_TOLERANCE:
+        raise UsageError(f"weighting: entries sum to {row.sum():g}, not 1; give shares of {known}, e.g. {_example(objectives)}")
+    return row
+
+
+def parse(text: str, objectives: Sequence[str]) -> np.ndarray:
+    """Read `"a=0.3,b=0.7"` as float64 [K]; raises `UsageError` as `to_array` does, and for malformed text."""
+    weighting: dict[str, float] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise UsageError(f"weighting: cannot read {part!r}; write objective=number, e.g. {_example(objectives)}")
+        if name in weighting:
+            raise UsageError(f"weighting: {name} is given twice; name each objective once")
+        weighting[name] = number
+    return to_array(weighting, objectives)
+
+
+def describe(weighting: Sequence[float], objectives: Sequence[str]) -> str:
+    """Write a weighting the way `parse` reads it."""
+    return ",".join(f"{name}={value:.4g}" for name, value in zip(objectives, weighting, strict=True))
+
+
+def lattice(objectives: int, points_per_edge: int) -> np.ndarray:
+    """Return the simplex lattice, float64 [N, K], lexicographically ascending: every vertex, equal steps between.
+
+    For K = 2 it has `points_per_edge` rows from (0, 1) to (1, 0) (Das and Dennis 1998).
+    """
+    steps = points_per_edge - 1
+    rows = [row for row in itertools.product(range(steps + 1), repeat=objectives) if sum(row) == steps]
+    return np.array(rows, dtype=np.float64) / steps
+
+
+def dirichlet(rng: np.random.Generator, count: int, objectives: int, *, concentration: float) -> np.ndarray:
+    """Draw [count, K] weightings from Dirichlet(concentration, ..., concentration); 1 is uniform, less favours corners."""
+    return rng.dirichlet(np.full(objectives, concentration), size=count)
+
+
+def vertices(rng: np.random.Generator, count: int, objectives: int) -> np.ndarray:
+    """Draw [count, K] one-hot weightings in equal shares, in random order (rewarded soups, arXiv 2306.04488)."""
+    shares = (np.arange(count) + rng.integers(objectives)) % objectives
+    return np.eye(objectives)[rng.permutation(shares)]
+
+
+def _example(objectives: Sequence[str]) -> str:
+    return describe([1 / len(objectives)] * len(objectives), objectives)
