@@ -17,8 +17,8 @@ Array = NDArray[np.float64]
 def nondominated(points: ArrayLike) -> NDArray[np.bool_]:
     """Mark the points that no other point dominates.
 
-    `points` [N, K] -> [N]. A point dominates another if it is nowhere worse and somewhere better, so equal points do not
-    dominate each other. Raises `ClpError` on NaN.
+    `points` [N, K] -> [N]. A point dominates another if it is nowhere worse and somewhere better, so equal points do
+    not dominate each other. Raises `ClpError` on NaN.
     """
     points = _points(points)
     if len(points) == 0:
@@ -55,9 +55,9 @@ def dominated_share(a: ArrayLike, b: ArrayLike) -> float:
 def steerability(weightings: ArrayLike, rewards: ArrayLike) -> float:
     """Kendall's tau-b between an objective's weight and the mean reward it buys: 1 obeys, 0 ignores, -1 inverts.
 
-    `weightings` [N], `rewards` [N]. A policy whose reward never changes has tau 0 here (it ignores its weighting), where
-    the textbook leaves it undefined. Raises `ClpError` on NaN. Same values as scipy.stats.kendalltau, which takes ten
-    times as long for the few points of a frontier (Kendall 1945).
+    `weightings` [N], `rewards` [N]. A policy whose reward never changes has tau 0 here (it ignores its weighting),
+    where the textbook leaves it undefined. Raises `ClpError` on NaN. Same values as scipy.stats.kendalltau, which
+    takes ten times as long for the few points of a frontier (Kendall 1945).
     """
     x, y = _finite(weightings, "weightings"), _finite(rewards, "rewards")
     if x.shape != y.shape or x.ndim != 1:

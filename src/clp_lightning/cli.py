@@ -1,0 +1,136 @@
+"""The command `clp`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clp_lightning.config import load_config
+from clp_lightning.errors import ClpError, UsageError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Params = Annotated[Path, typer.Option(help="Parameter file of the project.")]
+
+
+@app.command()
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Texts to work on; without any, one per line of standard input.")] = None,
+    model: Annotated[Path, typer.Option(help="Folder of a steerable policy.")] = Path("models/clp-full"),
+    weighting: Annotated[
+        list[str] | None, typer.Option(help="Trade-off, e.g. informativeness=0.8,brevity=0.2; repeat it to compare several.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 is greedy: the same text each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; the model's own limit by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
+) -> None:
+    """Generate text at a trade-off.
+
+    Example: clp generate --model models/clp-full --weighting informativeness=0.8,brevity=0.2 "create bucket: The name of ..."
+    """
+    texts = prompts if prompts else _standard_input()
+    for row, text in enumerate(texts):
+        if not text.strip():
+            raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
+    from clp_lightning import weightings as simplex
+    from clp_lightning.files import read_json
+
+    if not (model / "clp.json").is_file():
+        raise ClpError(f"no steerable model at {model}; `make repro` writes models/clp-full, or name a folder with --model")
+    objectives = read_json(model / "clp.json", remedy="run `make repro` to write it again")["objectives"]
+    if not weighting:
+        raise UsageError(f"give at least one --weighting over {', '.join(objectives)}, e.g. {simplex.describe([1 / len(objectives)] * len(objectives), objectives)}")
+    rows = [simplex.parse(text, objectives) for text in weighting]  # checked before the model is loaded
+
+    from clp_lightning.policy import SteerablePolicy
+
+    policy = SteerablePolicy.from_pretrained(model)
+    import numpy as np
+
+    answers = policy.generate(
+        [text for text in texts for _ in rows],
+        np.tile(np.stack(rows), (len(texts), 1)),
+        temperature=temperature,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+    )
+    pairs = [(text, simplex.describe(row, objectives)) for text in texts for row in rows]
+    if as_json:
+        for (text, row), answer in zip(pairs, answers, strict=True):
+            print(json.dumps({"prompt": text, "weighting": row, "response": answer}, ensure_ascii=False))
+    elif len(rows) == 1:
+        print("\n".join(answers))
+    else:
+        table = Table("document", "weighting", "answer", show_lines=True)
+        for (text, row), answer in zip(pairs, answers, strict=True):
+            table.add_row(Text(text if row == pairs[0][1] else ""), row, Text(answer))  # Text: brackets are no markup
+        Console().print(table)
+
+
+@app.command()
+def frontier(
+    store: Annotated[Path, typer.Option(help="The DuckDB file that the pipeline published.")] = Path("frontier.duckdb"),
+    run: Annotated[str | None, typer.Option(help="Run to show; the newest by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Print the comparison of the methods from the store.
+
+    Example: clp frontier --json | jq '.methods[].hypervolume'
+    """
+    from clp_lightning.report import comparison, print_table
+    from clp_lightning.store import Store
+
+    compared = comparison(Store(store), run)
+    if as_json:
+        print(json.dumps(compared, indent=2))
+    else:
+        print_table(compared, Console())
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="corpus, base, sft, pairs, reward_model, normalization, train, evaluate or publish.")],
+    method: Annotated[str | None, typer.Option(help="Method, for train and evaluate.")] = None,
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Run one stage of the pipeline in the current folder; `dvc repro` runs those that are out of date.
+
+    Example: clp stage train --method clp-full
+    """
+    from clp_lightning import stages
+
+    stages.run(name, load_config(params), method)
+
+
+def main() -> None:
+    """Run the command; an error of use is one line on standard error, exit code 2 (usage) or 1."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched behind the user's back
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except ClpError as error:
+        print(f"clp: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("clp: interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+def _standard_input() -> list[str]:
+    if sys.stdin.isatty():
+        raise UsageError("no prompt; give texts as arguments or one per line on standard input")
+    lines = [line.rstrip("\n") for line in sys.stdin]
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise UsageError("prompt is empty: standard input held no text; give one text per line")
+    return texts
+
+
+if __name__ == "__main__":
+    main()

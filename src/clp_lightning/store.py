@@ -1,0 +1,129 @@
+"""The DuckDB store: `publish` a run, query it with `Store`. SQL stands in the `store*` modules only."""
+
+import contextlib
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+
+from clp_lightning.errors import ClpError
+from clp_lightning.store_inputs import MONITORS, REFERENCE
+from clp_lightning.store_publish import publish
+from clp_lightning.store_schema import attach, not_a_store
+
+__all__ = ["MONITORS", "REFERENCE", "Store", "publish"]
+
+
+class Store:
+    """A store opened for reading; every query sees the newest publication.
+
+    Each query opens the file anew, so that a publication can swap it at any time, and is cached until it does. Queries
+    give data frames with `w:`, `reward:`, `raw:`, `low:` and `high:` columns per objective. Raises `ClpError` when
+    the file is missing, is no store, is cut short or has another schema version.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._cache: dict[Any, pd.DataFrame] = {}
+        self._cached_for: tuple[int, int] | None = None
+
+    def identity(self) -> tuple[int, int] | None:
+        """Inode and modification time of the file: changes with every publication, None when there is no file."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def runs(self) -> pd.DataFrame:
+        """All runs, the latest first; `params`, `normalization` and `versions` are dicts."""
+        runs = self._query("SELECT * FROM m.runs ORDER BY published_at DESC, run_id")
+        for column in ("params", "normalization", "versions"):
+            runs[column] = [json.loads(value) for value in runs[column]]
+        for column in ("objectives", "reference_point"):
+            runs[column] = [np.asarray(value).tolist() for value in runs[column]]
+        return runs
+
+    def run(self, run: str | None = None) -> dict[str, Any]:
+        """One run's row as a dict, the latest by default. Raises `ClpError` for an unknown run."""
+        runs = self.runs()
+        chosen = runs if run is None else runs[runs.run_id == run]
+        if chosen.empty:
+            known = ", ".join(runs.run_id.head(5)) or "none"
+            raise ClpError(f"{self.path} has no run {run or 'at all'}; it has {known}; run `make repro` for a new one")
+        return {
+            str(key): value.item() if isinstance(value, np.generic) else value for key, value in chosen.iloc[0].items()
+        }
+
+    def methods(self, run: str) -> pd.DataFrame:
+        """The run's methods with their costs, the reference policy first."""
+        return self._query("SELECT * EXCLUDE (run_id, position) FROM m.methods WHERE run_id = ? ORDER BY position", run)
+
+    def points(self, run: str) -> pd.DataFrame:
+        """Mean rewards of every method and weighting with 95 % intervals, and the means of the monitors."""
+        query = """SELECT p.* EXCLUDE (run_id) FROM m.points p JOIN m.methods USING (run_id, method)
+                   WHERE run_id = ? ORDER BY position, weighting_id"""
+        return self._named(run, self._query(query, run))
+
+    def metrics(self, run: str) -> pd.DataFrame:
+        """Hypervolume, dominated share and steerability: method, metric, target, value, low, high."""
+        query = """SELECT x.* EXCLUDE (run_id) FROM m.metrics x JOIN m.methods USING (run_id, method)
+                   WHERE run_id = ? ORDER BY metric, position, target"""
+        return self._query(query, run)
+
+    def comparisons(self, run: str) -> pd.DataFrame:
+        """Paired differences between two methods: method_a, method_b, statistic, difference, low, high, probability."""
+        return self._query("SELECT * EXCLUDE (run_id) FROM m.comparisons WHERE run_id = ? ORDER BY rowid", run)
+
+    def documents(self, run: str, search: str = "") -> pd.DataFrame:
+        """Prompts whose document or reference summary contains `search`, ignoring case, with both."""
+        query = """SELECT DISTINCT prompt_id, document, reference_summary FROM m.results
+                   WHERE run_id = ? AND method = ? AND contains(lower(document || ' ' || reference_summary), lower(?))
+                   ORDER BY prompt_id"""
+        return self._query(query, run, REFERENCE, search)
+
+    def texts(self, run: str, prompt_id: str) -> pd.DataFrame:
+        """Every method's responses to one prompt at every weighting, with rewards and monitors."""
+        query = """SELECT r.* EXCLUDE (run_id) FROM m.results r JOIN m.methods USING (run_id, method)
+                   WHERE run_id = ? AND prompt_id = ? ORDER BY position, weighting_id, r.rowid"""
+        return self._named(run, self._query(query, run, prompt_id))
+
+    def _named(self, run: str, frame: pd.DataFrame) -> pd.DataFrame:
+        objectives = self.run(run)["objectives"]
+        for column, prefix in (
+            ("weighting", "w"),
+            ("rewards", "reward"),
+            ("raw", "raw"),
+            ("low", "low"),
+            ("high", "high"),
+        ):
+            if column in frame:
+                lists = [
+                    list(value) if isinstance(value, np.ndarray | list) else [np.nan] * len(objectives)
+                    for value in frame[column]
+                ]
+                names = [f"{prefix}:{name}" for name in objectives]
+                named = pd.DataFrame(lists, index=frame.index, columns=names, dtype=float)
+                frame = pd.concat([frame.drop(columns=column), named], axis=1)
+        return frame
+
+    def _query(self, query: str, *parameters: Any) -> pd.DataFrame:
+        with self._lock:
+            identity = self.identity()
+            if identity != self._cached_for or len(self._cache) > 256:
+                self._cache.clear()
+                self._cached_for = identity
+            key = (query, parameters)
+            if key not in self._cache:
+                try:
+                    with contextlib.closing(duckdb.connect()) as connection:
+                        attach(connection, self.path)
+                        self._cache[key] = connection.execute(query, list(parameters)).df()
+                except duckdb.Error as error:
+                    raise not_a_store(self.path, error) from error
+            return self._cache[key].copy()

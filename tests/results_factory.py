@@ -1,0 +1,93 @@
+"""Writes `results/METHOD/{results.parquet,summary.json}` as the pipeline does, with known true means.
+
+The truth: at weighting (w, 1 - w) a method's mean normalized rewards are `reach * (sqrt(w), sqrt(1 - w))`, a quarter
+circle of radius `reach`; the reference policy is at the origin, as normalization makes it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clp_lightning.config import Config, load_config
+from clp_lightning.files import atomic, write_json
+
+ROOT = Path(__file__).parents[1]
+REACH = {"clp-full": 1.0, "rewarded-soups": 0.6}
+NAMES = ("CreateBucket", "DeleteTable", "ListFunctions", "PutObject", "StartInstance", "TagQueue")
+
+
+def config(**changes: object) -> Config:
+    """The default parameters with a small evaluation; `changes` replace whole top-level sections."""
+    values = load_config(ROOT / "params.yaml").model_dump()
+    values["evaluation"] |= {"weightings": 5, "prompts": 24, "bootstrap_draws": 200}
+    return Config.model_validate(values | changes)
+
+
+def lattice(objectives: int, points: int) -> np.ndarray:
+    """The pipeline's grid: all weightings whose entries are multiples of 1 / (points - 1)."""
+    axes = np.meshgrid(*[np.arange(points)] * objectives, indexing="ij")
+    grid = np.stack([axis.ravel() for axis in axes], axis=-1)
+    return grid[grid.sum(-1) == points - 1] / (points - 1)
+
+
+def write_results(
+    folder: Path, config: Config, *, reach: dict[str, float] | None = None, noise: float = 0.5, seed: int = 0
+):
+    """Write every method of `config` and the reference policy below `folder`, which is returned."""
+    for index, method in enumerate(("reference", *config.methods)):
+        radius = 0.0 if method == "reference" else (reach or REACH).get(method, 0.8)
+        write_method(folder, config, method, radius, noise=noise, seed=seed + index)
+    return folder
+
+
+def write_method(folder: Path, config: Config, method: str, reach: float, *, noise: float = 0.5, seed: int = 0) -> None:
+    random = np.random.default_rng(seed)
+    objectives, prompts = config.objectives, config.evaluation.prompts
+    grid = lattice(len(objectives), config.evaluation.weightings)
+    rows = []
+    for weighting_id, w in enumerate([None] if method == "reference" else grid):
+        centre = np.zeros(len(objectives)) if w is None else reach * np.sqrt(w)
+        # noise that sums to zero over the prompts: the means are the truth exactly
+        deviations = random.normal(size=(prompts, len(objectives))) * noise
+        rewards = centre + deviations - deviations.mean(0)
+        for p in range(prompts):
+            name = f"{NAMES[p % len(NAMES)]}{p}"
+            words = ["Creates", "the", "resource", "of", name, "in", "the", "Region", "that", "you", "specify"]
+            length = len(words) if w is None else 3 + round((len(words) - 3) * float(w[0]))
+            row = {
+                "method": method,
+                "weighting_id": weighting_id,
+                "prompt_id": f"service-{p:03d}",
+                "document": f"{name} (service {p})\nThe operation for {name} <b>creates</b> a *new* resource here.",
+                "reference_summary": f"Creates a {name} resource.",
+                "response": " ".join(words[:length]) + (f" [{method}]" if method != "reference" else ""),
+            }
+            for k, objective in enumerate(objectives):
+                row[f"w:{objective}"] = np.nan if w is None else w[k]
+                row[f"reward:{objective}"] = rewards[p, k]
+                row[f"raw:{objective}"] = 2 * rewards[p, k] + 1
+            kl = 0.0 if w is None else 1.5 * reach
+            monitors = {"rouge_l": 0.4, "coverage": 0.5, "kl": kl, "length": float(length), "distinct_2": 0.9}
+            rows.append(row | {f"monitor:{name}": value for name, value in monitors.items()})
+    with atomic(folder / method / "results.parquet") as beside:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_parquet(beside, index=False)
+    trained = method != "reference"
+    cost = {
+        "rollouts": 1600 if trained else 0,
+        "generated_tokens": 24_000 if trained else 0,
+        "train_seconds": 240.5 if trained else 0.0,
+        "evaluate_seconds": 70.0,
+        "stored_parameters": 2_442_240 if trained else 134_515_008,
+        "models": 1,
+    }
+    summary = {
+        "method": method,
+        "objectives": list(objectives),
+        "normalization": {name: {"mean": 1.0, "std": 2.0} for name in objectives},
+        "seed": config.seed,
+        "corpus_hash": "c0ffee",
+        "cost": cost,
+    }
+    write_json(folder / method / "summary.json", summary)
