@@ -1,4 +1,4 @@
-"""The flow without a server: graph, one stage, and that no process outlives its flow. With one: test_flows_server.py."""
+"""The flow without a server: graph, one stage, no process outlives its flow. With one: test_flows_server.py."""
 
 import os
 import signal
@@ -116,8 +116,8 @@ def test_output_is_logged_line_by_line_and_progress_bars_are_thinned(tmp_path):
     code = "import sys; w = sys.stdout.write; w('one\\r\\n'); [w(f'{i}%\\r') for i in range(100)]; w('\\ntwo\\nend')"
     logged: list[str] = []
     lines = StageProcesses().run(python(code), cwd=tmp_path, log=logged.append, name="x")
-    assert lines == ["one", "two", "end"]
-    assert logged == ["one", "0%", "two", "end"]
+    assert lines == ["one", "99%", "two", "end"]
+    assert logged == ["one", "0%", "99%", "two", "end"]
 
 
 def test_line_ending_split_between_two_writes_is_no_progress_bar(tmp_path):

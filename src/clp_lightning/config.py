@@ -63,6 +63,8 @@ class PairCounts(Section):
     other_service: Positive
     halved: Positive
     words_dropped: Positive
+    repeated: Positive
+    name_only: Positive
     generic: Positive
 
 

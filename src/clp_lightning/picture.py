@@ -18,7 +18,7 @@ def picture(comparison: Mapping[str, Any], path: Path | str) -> None:
     """Draw the frontiers into a PNG or SVG file, by the name's ending, atomically.
 
     Two objectives make one panel with a line per method; three or more one panel per pair of the first three, without
-    lines; one objective is drawn against its rank on the grid of weightings.
+    lines; one objective a row per method.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -36,9 +36,8 @@ def picture(comparison: Mapping[str, Any], path: Path | str) -> None:
     names = " against ".join(objectives) if len(objectives) <= 2 else ", ".join(objectives)
     head, foot = 1 - 0.62 / height, (0.34 + 0.22 * len(methods)) / height
     figure.text(0.02, 1 - 0.12 / height, f"Frontier: {names}", va="top", fontsize=15, fontweight="bold", color=INK)
-    about = (
-        f"{comparison['prompts']} unseen prompts, bars are 95 % intervals. Labels give w = {' : '.join(objectives)}."
-    )
+    about = f"{comparison['prompts']} unseen prompts, bars are 95 % intervals."
+    about += f" Labels give w = {' : '.join(objectives)}." if len(objectives) == 2 else ""
     figure.text(0.02, 1 - 0.42 / height, about, va="top", fontsize=9, color=FAINT)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.01, 0.24 / height), frameon=False, fontsize=9.5,
@@ -59,7 +58,7 @@ def _draw(panel: Any, comparison: Mapping[str, Any], pair: tuple[str, str | None
         name, points = method["method"], method["points"]
         colour, marker = styles[name]
         x, x_error = _values(points, horizontal)
-        y, y_error = _values(points, vertical) if vertical else ([float(i) for i in range(len(points))], None)
+        y, y_error = _values(points, vertical) if vertical else ([float(-list(styles).index(name))] * len(points), None)
         low, high = method["hypervolume_interval"]
         volume = f"{method['hypervolume']:.2f} [{low:.2f}, {high:.2f}]"
         panel.errorbar(
@@ -75,7 +74,10 @@ def _draw(panel: Any, comparison: Mapping[str, Any], pair: tuple[str, str | None
                     textcoords="offset points", color=colour, fontsize=9, fontweight="bold",
                 )  # fmt: skip
     panel.set_xlabel(f"{horizontal} (standardized; higher is better)", color=INK)
-    panel.set_ylabel(f"{vertical} (standardized; higher is better)" if vertical else "point of the grid", color=INK)
+    if vertical:
+        panel.set_ylabel(f"{vertical} (standardized; higher is better)", color=INK)
+    else:
+        panel.set_yticks([-i for i in range(len(styles))], list(styles))
     panel.margins(0.09)
     panel.grid(color="#E4E7EB", linewidth=0.8)
     panel.set_axisbelow(True)

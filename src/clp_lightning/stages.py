@@ -57,7 +57,9 @@ def sft(config: Config) -> None:
 
 def pairs(config: Config) -> None:
     """Build preference pairs for the learned reward."""
-    data.build_pairs(config, CORPUS, PAIRS)
+    from clp_lightning.pairs import build_pairs
+
+    build_pairs(config, CORPUS, PAIRS)
 
 
 def reward_model(config: Config) -> None:

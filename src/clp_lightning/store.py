@@ -53,9 +53,10 @@ class Store:
         """One run's row as a dict, the latest by default. Raises `ClpError` for an unknown run."""
         runs = self.runs()
         chosen = runs if run is None else runs[runs.run_id == run]
+        if runs.empty:
+            raise ClpError(f"{self.path} holds no runs yet; run `make repro` for the first")
         if chosen.empty:
-            known = ", ".join(runs.run_id.head(5)) or "none"
-            raise ClpError(f"{self.path} has no run {run or 'at all'}; it has {known}; run `make repro` for a new one")
+            raise ClpError(f"{self.path} has no run {run}; it has {', '.join(runs.run_id.head(5))}")
         return {
             str(key): value.item() if isinstance(value, np.generic) else value for key, value in chosen.iloc[0].items()
         }

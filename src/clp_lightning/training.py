@@ -170,7 +170,7 @@ class ClpModule(PolicyModule):
         self.generated_tokens = checkpoint["generated_tokens"]
 
 
-def fit(module: PolicyModule, *, checkpoints: Path, every: int, gradient_clip: float = 1.0) -> None:
+def fit(module: Any, *, checkpoints: Path, every: int, gradient_clip: float = 1.0) -> None:
     """Train to `module.steps` with Lightning, from the last checkpoint in `checkpoints` when there is one."""
     trainer = Trainer(
         max_steps=module.steps,

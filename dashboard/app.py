@@ -1,0 +1,44 @@
+"""Entry point: `streamlit run dashboard/app.py [-- --store FILE]`; the file may also be named by `CLP_STORE`."""
+
+import argparse
+import functools
+import os
+
+import frontier_page
+import streamlit as st
+
+from clp_lightning.store import Store
+
+
+def store_path() -> str:
+    """File to read: `--store`, else the environment's `CLP_STORE`, else `frontier.duckdb` in the working folder."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--store", default=os.environ.get("CLP_STORE") or "frontier.duckdb")
+    return str(parser.parse_known_args()[0].store)
+
+
+@st.cache_resource(max_entries=4)
+def open_store(path: str) -> Store:
+    """Share one `Store` between sessions; it keeps data frames, never a connection."""
+    return Store(path)
+
+
+@st.fragment(run_every="3s")
+def follow(store: Store) -> None:
+    """Draw the page again when the file was published anew."""
+    drawn = st.session_state.get("drawn")
+    now = store.identity() or "missing"
+    if drawn != now:
+        st.session_state.drawn = now
+        st.rerun(scope="app")
+
+
+st.set_page_config(page_title="CLP Lightning", layout="wide")
+store = open_store(store_path())
+st.session_state.drawn = store.identity() or "missing"
+page = st.navigation(
+    [st.Page(functools.partial(frontier_page.page, store), title="Frontier", url_path="frontier", default=True)],
+    position="top",
+)
+page.run()
+follow(store)

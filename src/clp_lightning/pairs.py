@@ -1,0 +1,97 @@
+"""Preference pairs for the learned reward: the reference summary against answers that say less, or something else.
+
+Negatives that are too easy teach style only, so most are hard: the summary of another API of the *same* service, a
+summary that breaks off, one that lost words. Half of the shortened ones keep a full stop, so that ending well is no proof.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clp_lightning.config import Config
+from clp_lightning.data import read_split
+from clp_lightning.errors import ClpError
+from clp_lightning.files import atomic
+
+GENERIC = (
+    "This is a description.",
+    "The value to use.",
+    "Contains information about the item.",
+    "The name of the resource.",
+    "A structure that holds details.",
+    "Specifies the settings for the request.",
+    "An optional parameter.",
+    "Returns a result.",
+    "The service does what you ask for.",
+    "See the documentation for more information.",
+    "The identifier.",
+    "Indicates whether this is used.",
+)
+HELDOUT_SHARE = 5  # the held-out split has one pair of a kind for so many training pairs
+
+
+def build_pairs(config: Config, corpus: Path, out: Path) -> dict[str, int]:
+    """Write `out`/{train,heldout}.parquet (service, document, chosen, rejected, kind); return the rows of each.
+
+    Training pairs come from the training services, held-out pairs from the unseen test services. Raises `ClpError` when
+    a split is too small for the counts that are asked for.
+    """
+    counts = config.pairs.model_dump()
+    with atomic(out) as folder:
+        folder.mkdir()
+        sizes = {}
+        for name, split, share in (("train", "train", 1), ("heldout", "test", HELDOUT_SHARE)):
+            rng = np.random.default_rng([config.seed, share])
+            frame = _pairs(read_split(corpus, split), {kind: max(1, n // share) for kind, n in counts.items()}, rng)
+            frame.to_parquet(folder / f"{name}.parquet", index=False)
+            sizes[name] = len(frame)
+    return sizes
+
+
+def _pairs(rows: pd.DataFrame, counts: dict[str, int], rng: np.random.Generator) -> pd.DataFrame:
+    by_service = {service: group["summary"].to_numpy() for service, group in rows.groupby("service")}
+    summaries, made = rows["summary"].to_numpy(), []
+    makers: dict[str, Callable[[pd.Series], str]] = {
+        "other_same_service": lambda row: _other(by_service[row.service], row.summary, rng),
+        "other_service": lambda row: _other(summaries, row.summary, rng),
+        "halved": lambda row: _halved(row.summary, rng),
+        "words_dropped": lambda row: _words_dropped(row.summary, rng),
+        "repeated": lambda row: _repeated(row.summary, rng),
+        "name_only": lambda row: f"{row['name'].capitalize()}.",
+        "generic": lambda row: str(rng.choice(GENERIC)),
+    }
+    several = rows[rows["service"].map({service: len(group) for service, group in by_service.items()}) > 1]
+    if several.empty:
+        raise ClpError("no service has two summaries, so there are no pairs within a service; raise corpus.limit")
+    for kind, count in counts.items():
+        pool = several if kind == "other_same_service" else rows
+        for index in rng.choice(len(pool), count, replace=count > len(pool)):
+            row = pool.iloc[index]
+            made.append((row.service, row.document, row.summary, makers[kind](row), kind))
+    frame = pd.DataFrame(made, columns=["service", "document", "chosen", "rejected", "kind"])
+    return frame.iloc[rng.permutation(len(frame))].reset_index(drop=True)
+
+
+def _other(summaries: np.ndarray, own: str, rng: np.random.Generator) -> str:
+    return str(rng.choice(summaries[summaries != own]))
+
+
+def _halved(summary: str, rng: np.random.Generator) -> str:
+    words = summary.rstrip(".").split()
+    kept = words[: max(1, round(len(words) * rng.uniform(0.2, 0.7)))]
+    return " ".join(kept) + ("." if rng.random() < 0.5 else "")
+
+
+def _words_dropped(summary: str, rng: np.random.Generator) -> str:
+    words = summary.rstrip(".").split()
+    dropped = set(rng.choice(len(words), max(1, round(len(words) * rng.uniform(0.25, 0.6))), replace=False).tolist())
+    kept = [word for index, word in enumerate(words) if index not in dropped]
+    return (" ".join(kept) or words[0]) + ("." if rng.random() < 0.5 else "")
+
+
+def _repeated(summary: str, rng: np.random.Generator) -> str:
+    words = summary.rstrip(".").split()
+    part = words[: max(1, len(words) // int(rng.integers(2, 4)))]
+    return " ".join(part * 3) + ("." if rng.random() < 0.5 else "")

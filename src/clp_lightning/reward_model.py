@@ -1,0 +1,123 @@
+"""Bradley-Terry training of the learned reward: a MiniLM cross-encoder with one logit.
+
+The result is a plain transformers sequence-classification folder. Loss: -log sigmoid(r(chosen) - r(rejected)) (Bradley and
+Terry 1952; Stiennon et al. 2020).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch import LightningModule
+from scipy.stats import binomtest
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from clp_lightning.base import package_folder
+from clp_lightning.config import Config
+from clp_lightning.data import read_split
+from clp_lightning.files import atomic
+from clp_lightning.rewards import MAX_TOKENS, Learned
+from clp_lightning.training import fit, write_curve
+
+WARMUP_SHARE = 0.1
+
+
+class RewardModule(LightningModule):
+    """Trains all parameters of a cross-encoder on preference pairs; step `t` reads a batch that follows from (seed, t)."""
+
+    def __init__(self, model: Any, tokenizer: Any, pairs: pd.DataFrame, *, steps: int, batch_size: int, learning_rate: float, seed: int):
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.pairs, self.steps, self.batch_size, self.learning_rate, self.seed = pairs, steps, batch_size, learning_rate, seed
+        self.curve: list[dict[str, float]] = []
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; the fresh head learns ten times as fast as the encoder; warm-up, then linear decay."""
+        head = [p for name, p in self.model.named_parameters() if name.startswith("classifier")]
+        rest = [p for name, p in self.model.named_parameters() if not name.startswith("classifier")]
+        optimizer = torch.optim.AdamW(
+            [{"params": rest, "lr": self.learning_rate}, {"params": head, "lr": 10 * self.learning_rate}], weight_decay=0.01
+        )
+        warmup = max(1, round(WARMUP_SHARE * self.steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warmup, 1.0) * max(1 - step / self.steps, 0.0)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> DataLoader:
+        """One item per step."""
+        return DataLoader(range(self.steps), batch_size=None)  # type: ignore[arg-type]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Mean Bradley-Terry loss of a batch of pairs."""
+        rng = np.random.default_rng([self.seed, self.global_step])
+        rows = self.pairs.iloc[rng.choice(len(self.pairs), min(self.batch_size, len(self.pairs)), replace=False)]
+        tokens = self.tokenizer(
+            [*rows["document"], *rows["document"]],
+            [*rows["chosen"], *rows["rejected"]],
+            truncation="only_first",
+            max_length=MAX_TOKENS,
+            padding=True,
+            return_tensors="pt",
+        ).to(self.device)
+        chosen, rejected = self.model(**tokens).logits[:, 0].chunk(2)
+        loss = -functional.logsigmoid(chosen - rejected).mean()
+        accuracy = (chosen > rejected).float().mean()
+        self.curve.append({"step": self.global_step, "loss": loss.item(), "accuracy": accuracy.item()})
+        self.log_dict({"loss": loss.item(), "accuracy": accuracy.item()}, prog_bar=True, batch_size=1)
+        return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The curve travels with the checkpoint."""
+        checkpoint["curve"] = self.curve
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the curve."""
+        self.curve = [dict(row) for row in checkpoint["curve"]]
+
+
+def train_reward_model(config: Config, pairs: Path, out: Path, checkpoints: Path) -> dict[str, Any]:
+    """Train on `pairs`/train, write the folder `out`, return held-out pairwise accuracy overall and per kind.
+
+    Accuracies come with Clopper-Pearson 95 % intervals. Resumes from the last checkpoint in `checkpoints`.
+    """
+    settings = config.reward_model
+    encoder = package_folder(settings.encoder_package) / settings.encoder_folder
+    torch.manual_seed(config.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        str(encoder), num_labels=1, local_files_only=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(encoder), local_files_only=True)
+    module = RewardModule(
+        model.train(),
+        tokenizer,
+        read_split(pairs, "train"),
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        seed=config.seed,
+    )
+    fit(module, checkpoints=checkpoints, every=max(1, settings.steps // 4))
+    with atomic(out) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        write_curve(module.curve, beside / "training_curve.csv")
+    return pairwise_accuracy(Learned(out), read_split(pairs, "heldout"))
+
+
+def pairwise_accuracy(reward: Learned, pairs: pd.DataFrame) -> dict[str, Any]:
+    """Return the share of pairs in which the chosen answer scores higher, overall and per kind of negative."""
+    documents = pairs["document"].tolist()
+    right = reward(documents, pairs["chosen"].tolist()) > reward(documents, pairs["rejected"].tolist())
+    kinds = {kind: right[(pairs["kind"] == kind).to_numpy()] for kind in sorted(set(pairs["kind"]))}
+    return {"heldout": _share(right), "per_kind": {kind: _share(part) for kind, part in kinds.items()}}
+
+
+def _share(right: np.ndarray) -> dict[str, float]:
+    interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95)
+    return {"accuracy": float(right.mean()), "low": float(interval.low), "high": float(interval.high), "pairs": len(right)}

@@ -1,0 +1,131 @@
+"""The import table of docs/design.md, and that dvc.yaml lists the code each stage runs: read from the syntax trees."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = "clp_lightning"
+SOURCES = {path.stem: path for path in (REPOSITORY / "src" / PACKAGE).glob("*.py")}
+
+PURE = {"errors", "files", "config", "weightings", "losses", "frontier"}
+STORE = {"store", "store_inputs", "store_publish", "store_schema"}
+DATA = {"data"} | STORE
+PARTS = {"base", "pairs", "checkpoints", "experts", "rollout", "rewards", "reward_model"}
+POLICY = {"policy"}
+WORK = {"training", "evaluation"}
+SURFACE = {"stages", "report", "picture", "cli", "workspace"}
+LAYERS = [PURE, DATA, PARTS, POLICY, WORK, SURFACE]
+
+HEAVY = {"torch", "transformers", "lightning", "peft", "matplotlib", "scipy", "moocore", "gguf", "botocore"}
+GLUE = {"errors", "files", "config"}  # they carry values and bytes and compute nothing: no reason to train again
+
+
+def imported(tree: ast.AST, *, inside_functions: bool) -> set[str]:
+    """Full names of what is imported; with `from a import b` both `a` and `a.b`."""
+    lazy = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if node in lazy and not inside_functions:
+            continue
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(names: set[str]) -> set[str]:
+    """The package's modules among imported names."""
+    parts = [name.split(".") for name in names]
+    return {part[1] for part in parts if part[0] == PACKAGE and len(part) > 1 and part[1] in SOURCES}
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def test_every_module_has_its_place_in_the_table():
+    assert set(SOURCES) - {"__init__"} <= set.union(*LAYERS)
+
+
+@pytest.mark.parametrize("module", sorted(set(SOURCES) - {"__init__"}))
+def test_imports_run_one_way(module):
+    uses = own(imported(parse(SOURCES[module]), inside_functions=True))
+    level = next(index for index, layer in enumerate(LAYERS) if module in layer)
+    allowed = set.union(*LAYERS[: level + 1])
+    if module in PURE:
+        allowed = {"errors", "files", "weightings"}
+    if module in STORE:
+        allowed = STORE | {"frontier", "config", "files", "errors"}
+    assert uses <= allowed
+
+
+@pytest.mark.parametrize("module", sorted(SURFACE & set(SOURCES)))
+def test_surface_imports_heavy_libraries_inside_functions_only(module):
+    assert not {name.split(".")[0] for name in imported(parse(SOURCES[module]), inside_functions=False)} & HEAVY
+
+
+def test_pure_modules_import_no_neural_network_library():
+    for module in sorted(PURE - {"losses"} & set(SOURCES)):
+        names = {name.split(".")[0] for name in imported(parse(SOURCES[module]), inside_functions=True)}
+        assert not names & {"torch", "transformers", "lightning", "streamlit", "prefect", "duckdb"}, module
+
+
+def test_the_command_starts_without_torch():
+    code = "import sys, clp_lightning.cli; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "dashboard").rglob("*.py")), ids=lambda path: path.name)
+def test_dashboard_reads_the_store_only(path):
+    tree = parse(path)
+    lazy_too = own(imported(tree, inside_functions=True))
+    assert own(imported(tree, inside_functions=False)) <= STORE | {"frontier", "weightings", "errors"}
+    assert lazy_too <= STORE | {"frontier", "weightings", "errors", "files", "policy", "report"}
+    assert "torch" not in {name.split(".")[0] for name in imported(tree, inside_functions=False)}
+    if path.name == "charts.py":
+        assert "streamlit" not in {name.split(".")[0] for name in imported(tree, inside_functions=True)}
+
+
+def test_nothing_imports_the_flows():
+    for path in [*SOURCES.values(), *(REPOSITORY / "dashboard").rglob("*.py")]:
+        assert "flows" not in {name.split(".")[0] for name in imported(parse(path), inside_functions=True)}, path.name
+
+
+def code_of(stage: str) -> set[str]:
+    """Modules that the function `stage` of stages.py can reach."""
+    tree = parse(SOURCES["stages"])
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == stage)
+    named = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+    reached, todo = {"stages"}, own(imported(function, inside_functions=True))
+    for node in tree.body:  # what stages.py imports at its top counts for the functions that name it
+        if isinstance(node, ast.ImportFrom) and named & {alias.name for alias in node.names}:
+            used = {alias.name for alias in node.names} & named
+            todo |= own({str(node.module), *(f"{node.module}.{name}" for name in used)})
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        todo |= own(imported(parse(SOURCES[module]), inside_functions=True)) - reached
+    return reached - GLUE
+
+
+PIPELINE = YAML(typ="safe", pure=True).load(REPOSITORY / "dvc.yaml")["stages"]
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_dvc_lists_the_code_that_each_stage_runs(stage):
+    definition = PIPELINE[stage].get("do", PIPELINE[stage])
+    listed = {Path(dep).stem for dep in definition["deps"] if dep.startswith("src/")}
+    assert listed == code_of(stage.removesuffix("_reference"))
