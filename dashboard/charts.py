@@ -100,6 +100,7 @@ def _dress(figure: go.Figure, height: int) -> go.Figure:
     figure.update_yaxes(**axis)
     return figure.update_layout(
         height=height, margin={"l": 8, "r": 12, "t": 8, "b": 8}, plot_bgcolor="white", paper_bgcolor="white",
-        font={"color": INK, "size": 14, "family": "Source Sans, sans-serif"}, hoverlabel={"bgcolor": "white", "font": {"color": INK}},
+        font={"color": INK, "size": 14, "family": "Source Sans, sans-serif"},
+        hoverlabel={"bgcolor": "white", "font": {"color": INK}},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "title": None},
     )  # fmt: skip

@@ -75,9 +75,10 @@ def _methods(store: Store, run: dict, metrics: pd.DataFrame) -> None:
         st.caption(f"The space a frontier encloses above the reference point ({point}). Larger is better.")
     with right:
         st.subheader("Paired differences")
-        for pair in result["comparisons"]:
-            if REFERENCE not in pair["methods"] or len(result["methods"]) == 2:
-                st.markdown(f"- {_plain(difference_sentence(pair))}.")
+        pairs = [p for p in result["comparisons"] if REFERENCE not in p["methods"] or len(result["methods"]) == 2]
+        st.markdown(
+            "\n".join(f"- {_plain(difference_sentence(pair))}." for pair in pairs) or "There is one method only."
+        )
         st.caption(f"The same resamples of the prompts for both methods. {CAVEAT}")
         st.subheader("Dominated points and steerability")
         st.table(_method_table(result).style.hide(axis="index"))
@@ -120,7 +121,8 @@ def _texts(store: Store, run_id: str, objectives: list[str]) -> None:
     )
     texts = store.texts(run_id, chosen)
     methods = list(texts.method.unique())
-    method_column, weighting_column = st.columns([2, 3])
+    # Many methods do not fit beside the weighting.
+    method_column, weighting_column = st.columns([2, 3]) if len(methods) <= 3 else (st.container(), st.container())
     shown = method_column.pills("Methods", methods, default=methods, selection_mode="multi", format_func=_plain)
     weightings = texts[[f"w:{name}" for name in objectives]].dropna().drop_duplicates().to_numpy()
     if len(weightings) > 1:

@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -12,14 +12,16 @@ from ruamel.yaml.error import YAMLError
 
 from clp_lightning.errors import UsageError
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_+-]*$")]
+NAME, TEMPLATE = r"^[a-z][a-z0-9_+-]*$", r"\{document\}"
+
+Name = Annotated[str, Field(pattern=NAME)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Corpus(Section):
@@ -129,7 +131,7 @@ class Evaluation(Section):
 class Generation(Section):
     max_prompt_tokens: Positive
     max_new_tokens: Positive
-    template: Annotated[str, Field(pattern=r"\{document\}")]
+    template: Annotated[str, Field(pattern=TEMPLATE)]
 
 
 class Config(Section):
@@ -152,8 +154,12 @@ class Config(Section):
     def _consistent(self) -> "Config":
         if not self.rewards:
             raise ValueError("rewards: name at least one objective")
+        if not self.methods:
+            raise ValueError("methods: name at least one method to compare with the reference policy")
         if "reference" in self.methods:
-            raise ValueError("methods.reference: this name is kept for the reference policy")
+            raise ValueError("methods.reference: this name is kept for the reference policy; choose another")
+        if self.corpus.validation_services + self.corpus.test_services >= 1:
+            raise ValueError("corpus: validation_services and test_services leave nothing to train on; lower them")
         return self
 
     @property
@@ -173,7 +179,7 @@ def load_config(path: Path | str = "params.yaml") -> Config:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; run in a project folder or name the file with --params") from error
     except YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path}: not valid YAML: {_yaml_problem(error)}; correct it there") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected keys and values; start from the repository's params.yaml")
     try:
@@ -182,16 +188,37 @@ def load_config(path: Path | str = "params.yaml") -> Config:
         raise UsageError(f"{path}: {_first_problem(error)}") from None
 
 
+def _yaml_problem(error: YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    return " ".join(problem.split()) + (f" in line {mark.line + 1}" if mark else "")
+
 
 def _first_problem(error: ValidationError) -> str:
-    problems = error.errors()
-    first = problems[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("[key]",))
-    what = {
-        "extra_forbidden": "unknown key; remove it or correct its spelling",
-        "missing": "missing; every key of params.yaml must be stated",
-    }.get(first["type"], f"{first['msg'][0].lower()}{first['msg'][1:]}, but found {first['input']!r}")
-    if first["type"] == "value_error":
-        what = str(first.get("ctx", {}).get("error", first["msg"]))
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    # A misspelt key is both unknown and missing: naming the unknown one tells more.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first, more = problems[0], f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    what = _explain(first["type"], first["msg"], first["input"], first.get("ctx", {}))
     return f"{where}: {what}{more}" if where else f"{what}{more}"
+
+
+def _explain(kind: str, message: str, found: Any, context: dict[str, Any]) -> str:
+    match kind:
+        case "extra_forbidden":
+            return "unknown key; remove it or correct its spelling"
+        case "missing":
+            return "missing; every key of params.yaml must be stated"
+        case "value_error":  # one of _consistent's, which names its key itself
+            return str(context["error"])
+        case "union_tag_invalid":
+            return f"expected a kind among {context['expected_tags']}, but found {context['tag']!r}"
+        case "union_tag_not_found":
+            return "kind: missing; state which kind it is"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"expected keys and values, but found {found!r}"
+        case "string_pattern_mismatch" if context["pattern"] == NAME:
+            return f"a name is of a-z, 0-9, _, + and -, a letter first, but found {found!r}"
+        case "string_pattern_mismatch":
+            return f"must contain {{document}}, but found {found!r}"
+        case _:
+            return f"{message[0].lower()}{message[1:]}, but found {found!r}"

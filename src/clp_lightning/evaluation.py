@@ -10,7 +10,6 @@ from rich.progress import track
 
 from clp_lightning import weightings as simplex
 from clp_lightning.files import atomic
-from clp_lightning.losses import sequence_kl
 from clp_lightning.policy import SteerablePolicy
 from clp_lightning.rewards import Monitors, RewardSet
 
@@ -37,53 +36,71 @@ def evaluate(
     """
     points: Sequence[np.ndarray | None] = [None] if weightings is None else list(weightings)
     frames = []
-    for index, weighting in enumerate(track(points, description=f"evaluate {method}")):
+    for index, weighting in enumerate(track(points, description=f"sample {method}")):
         part = parts / f"{index:04d}.parquet"
         if not part.exists():
-            frame = _evaluate_point(policy, weighting, prompts, samples=samples, batch_size=batch_size, seed=seed)
-            frame = _score(frame, rewards, monitors, normalization)
+            frame = _sample(policy, weighting, prompts, samples=samples, batch_size=batch_size, seed=seed)
             frame.insert(0, "method", method)
             frame.insert(1, "weighting_id", index)
             with atomic(part) as beside:
                 frame.to_parquet(beside, index=False)
         frames.append(pd.read_parquet(part))
-    return pd.concat(frames, ignore_index=True)
+    rows = pd.concat(frames, ignore_index=True)
+    rows["monitor:kl"] = 0.0 if weightings is None else _kl(policy, rows, batch_size)
+    return _score(rows.drop(columns=["token_ids", "log_prob"]), rewards, monitors, normalization)
 
 
 @torch.no_grad()
-def _evaluate_point(
+def _sample(
     policy: SteerablePolicy, weighting: np.ndarray | None, prompts: pd.DataFrame, *, samples: int, batch_size: int, seed: int
 ) -> pd.DataFrame:
     generator = torch.Generator(device=policy.model.device).manual_seed(seed)
-    rows = []
+    parts = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts.iloc[start : start + batch_size]
         tokens = policy.tokenize(batch["document"].tolist())
         coefficients = None if weighting is None else policy.coefficients(np.tile(weighting, (len(batch), 1)), len(batch))
         responses = policy.rollout(tokens, coefficients, samples=samples, generator=generator)
-        ids, mask = responses.ids, responses.mask
-        if weighting is None:
-            kl = torch.zeros(len(ids))
-        else:
-            log_probs = policy.score(tokens, ids, mask, coefficients, samples=samples)
-            kl = sequence_kl(log_probs, policy.score(tokens, ids, mask, None, samples=samples), mask).cpu()
         repeated = batch.loc[batch.index.repeat(samples)]
-        rows.append(
+        parts.append(
             pd.DataFrame(
                 {
                     "prompt_id": repeated["id"].to_numpy(),
                     "document": repeated["document"].to_numpy(),
                     "reference_summary": repeated["summary"].to_numpy(),
-                    "response": policy.decode(ids),
-                    "monitor:kl": kl.double().numpy(),
-                    "monitor:length": mask.sum(-1).cpu().double().numpy(),
+                    "response": policy.decode(responses.ids),
+                    "token_ids": [ids[mask].tolist() for ids, mask in zip(responses.ids, responses.mask, strict=True)],
+                    "log_prob": responses.log_probs.sum(-1).double().cpu().numpy(),
+                    "monitor:length": responses.mask.sum(-1).double().cpu().numpy(),
                 }
             )
         )
-    frame = pd.concat(rows, ignore_index=True)
+    frame = pd.concat(parts, ignore_index=True)
     for k, name in enumerate(policy.objectives):
         frame[f"w:{name}"] = np.nan if weighting is None else weighting[k]
     return frame
+
+
+@torch.no_grad()
+def _kl(policy: SteerablePolicy, rows: pd.DataFrame, batch_size: int) -> pd.Series:
+    """Estimate the KL to the reference per response: one reference prompt pass serves all weightings of a prompt."""
+    reference = pd.Series(np.nan, index=rows.index)
+    groups = list(rows.groupby("prompt_id", sort=False).groups.values())
+    per_prompt = len(groups[0])
+    step = max(1, batch_size // 8)  # a group holds a row per weighting, so fewer groups fit a batch
+    for start in track(range(0, len(groups), step), description="KL to the reference"):
+        index = np.concatenate(groups[start : start + step])
+        chosen = rows.loc[index]
+        width = max(map(len, chosen["token_ids"]))
+        pad = policy.tokenizer.pad_token_id
+        padded = [[*ids, *[pad] * (width - len(ids))] for ids in chosen["token_ids"]]
+        ids = torch.tensor(padded, device=policy.model.device)
+        lengths = torch.tensor([len(ids) for ids in chosen["token_ids"]], device=ids.device)
+        mask = torch.arange(width, device=ids.device) < lengths[:, None]
+        tokens = policy.tokenize(chosen["document"].tolist()[::per_prompt])
+        scores = policy.score(tokens, ids, mask, None, samples=per_prompt)
+        reference[index] = scores.sum(-1).double().cpu().numpy()
+    return rows["log_prob"] - reference
 
 
 def _score(frame: pd.DataFrame, rewards: RewardSet, monitors: Monitors, normalization: dict) -> pd.DataFrame:

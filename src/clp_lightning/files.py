@@ -26,7 +26,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
         yield beside
         _replace(beside, path)
     except OSError as error:
-        raise ClpError(f"cannot write {path}: {error.strerror or error}; free space or fix permissions, then run again") from error
+        raise ClpError(
+            f"cannot write {path}: {error.strerror or error}; free space or fix permissions, then run again"
+        ) from error
     finally:
         _remove(beside)
 

@@ -1,6 +1,8 @@
 """SteerablePolicy: a language model whose every row takes its own trade-off between the objectives."""
 
+import functools
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from clp_lightning import weightings as simplex
@@ -22,12 +25,26 @@ from clp_lightning.rollout import Prompts, Responses, response_log_probs, sample
 Weighting = Mapping[str, float]
 
 
+@functools.lru_cache(maxsize=1)
 def hardware_dtype() -> torch.dtype:
-    """Return bfloat16 where the processor computes it in hardware, float32 elsewhere."""
+    """Return bfloat16 where the processor computes it in hardware *and* faster than float32, float32 elsewhere.
+
+    Some processors with AVX512-bf16 multiply bfloat16 matrices at half the speed of float32 ones (docs/log.md), so on a CPU
+    a layer-sized product decides, measured in turns, a few milliseconds in all.
+    """
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.bfloat16 if supported else torch.float32
+    if not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return torch.float32
+    seconds: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
+    for _ in range(5):
+        for dtype, times in seconds.items():
+            x, w = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+            functional.linear(x, w)
+            started = time.perf_counter()
+            functional.linear(x, w)
+            times.append(time.perf_counter() - started)
+    return min(seconds, key=lambda dtype: min(seconds[dtype]))
 
 
 def load_base(folder: Path | str, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

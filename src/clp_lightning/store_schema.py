@@ -67,9 +67,16 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
     if not path.exists():
         raise ClpError(f"{path} does not exist yet; run `make repro` to build it")
     try:
+        before = path.stat()
         connection.execute("ATTACH ? AS m (READ_ONLY)", [str(path)])
+        blocks = connection.execute(
+            "SELECT total_blocks * block_size FROM pragma_database_size() WHERE database_name = 'm'"
+        ).fetchall()[0][0]
+        # DuckDB itself notices a file that is cut short only when a query needs what is gone.
+        if before.st_ino == path.stat().st_ino and before.st_size < blocks:
+            raise duckdb.IOException("the file is cut short")
         version = connection.execute("SELECT schema_version FROM m.meta").fetchall()[0][0]
-    except (duckdb.Error, IndexError) as error:
+    except (duckdb.Error, IndexError, OSError) as error:
         raise not_a_store(path, error) from error
     if version != SCHEMA_VERSION:
         raise ClpError(

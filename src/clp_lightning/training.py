@@ -180,7 +180,7 @@ def fit(module: Any, *, checkpoints: Path, every: int, gradient_clip: float = 1.
         plugins=[SafeCheckpointIO()],
         callbacks=[
             ModelCheckpoint(dirpath=checkpoints, filename="last", every_n_train_steps=every, save_top_k=1, enable_version_counter=False),
-            RichProgressBar(),
+            RichProgressBar(leave=True),
         ],
         enable_model_summary=False,
         gradient_clip_val=gradient_clip,

@@ -1,0 +1,359 @@
+"""The store on real DuckDB files: what is published, what a reader sees, what a failure leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+from results_factory import config, write_method, write_results
+
+from clp_lightning import frontier
+from clp_lightning.errors import ClpError
+from clp_lightning.store import Store, publish
+
+CONFIG = config()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    write_results(folder / "results", CONFIG)
+    publish(folder / "results", folder / "frontier.duckdb", CONFIG)
+    return folder
+
+
+@pytest.fixture
+def project(published, tmp_path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(published, tmp_path / "project"))
+
+
+def contents(path: Path) -> dict[str, pd.DataFrame]:
+    with duckdb.connect(path, read_only=True) as connection:
+        names = [row[0] for row in connection.execute("SHOW TABLES").fetchall()]
+        return {name: connection.execute(f"SELECT * FROM {name} ORDER BY ALL").df() for name in names}
+
+
+def test_means_are_the_known_truth_and_intervals_hold_them(published):
+    store = Store(published / "frontier.duckdb")
+    points = store.points(store.run()["run_id"])
+    assert points.method.unique().tolist() == ["reference", "clp-full", "rewarded-soups"]
+    full = points[points.method == "clp-full"]
+    # five weightings 0, 1/4, ... 1 on a circle of radius 1: (sqrt(w), sqrt(1 - w))
+    w = np.array([0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(full["w:informativeness"], w)
+    np.testing.assert_allclose(full["reward:informativeness"], np.sqrt(w), atol=1e-12)
+    np.testing.assert_allclose(full["reward:brevity"], np.sqrt(1 - w), atol=1e-12)
+    for name in ("informativeness", "brevity"):
+        assert (points[f"low:{name}"] < points[f"reward:{name}"]).all()
+        assert (points[f"reward:{name}"] < points[f"high:{name}"]).all()
+    reference = points[points.method == "reference"].iloc[0]
+    assert np.isnan(reference["w:informativeness"])
+    assert reference["reward:brevity"] == pytest.approx(0)
+    assert full["kl"].tolist() == [1.5] * 5
+
+
+def test_metrics_and_comparisons_are_the_known_truth(published):
+    store = Store(published / "frontier.duckdb")
+    run = store.run()["run_id"]
+    metrics = store.metrics(run).set_index(["method", "metric", "target"])["value"].sort_index()
+    circle = np.sqrt(np.array([[i / 4, 1 - i / 4] for i in range(5)]))
+    volume = {"reference": 9.0}  # a square with the corners (-3, -3) and (0, 0)
+    volume |= {m: frontier.hypervolume(r * circle, [-3, -3]) for m, r in (("clp-full", 1.0), ("rewarded-soups", 0.6))}
+    for method, expected in volume.items():
+        assert metrics.xs((method, "hypervolume")).item() == pytest.approx(expected)
+    assert metrics["clp-full", "dominated_share", "rewarded-soups"] == 1
+    assert metrics["rewarded-soups", "dominated_share", "clp-full"] == 0
+    assert metrics["clp-full", "steerability", "brevity"] == 1
+    pairs = store.comparisons(run).set_index(["method_a", "method_b"])
+    pair = pairs.loc[("clp-full", "rewarded-soups")]
+    assert pair.difference == pytest.approx(volume["clp-full"] - volume["rewarded-soups"])
+    assert pair.low < pair.difference < pair.high
+    assert pairs.loc[("reference", "clp-full")].probability == 0
+    assert len(pairs) == 3
+
+
+def test_the_run_states_what_reproduces_its_axes(published):
+    run = Store(published / "frontier.duckdb").run()
+    assert run["objectives"] == ["informativeness", "brevity"]
+    assert run["reference_point"] == [-3, -3]
+    assert run["normalization"] == {name: {"mean": 1.0, "std": 2.0} for name in run["objectives"]}
+    assert run["params"] == json.loads(CONFIG.model_dump_json())
+    assert (run["seed"], run["corpus_hash"], run["prompts"], run["bootstrap_draws"]) == (0, "c0ffee", 24, 200)
+    assert run["versions"]["duckdb"] == duckdb.__version__
+
+
+def test_texts_documents_and_search(published):
+    store = Store(published / "frontier.duckdb")
+    run = store.run()["run_id"]
+    assert len(store.documents(run)) == 24
+    # 24 prompts cycle through six names: four of them are StartInstance, whatever the case of the search
+    assert len(store.documents(run, "sTARTinstance")) == 4
+    assert store.documents(run, "%' OR 1=1 --").empty
+    assert store.documents(run, "%").empty
+    texts = store.texts(run, "service-004")
+    assert texts.groupby("method").size().to_dict() == {"reference": 1, "clp-full": 5, "rewarded-soups": 5}
+    assert texts.response.iloc[1] == "Creates the resource [clp-full]"
+    np.testing.assert_allclose(texts["raw:brevity"], 2 * texts["reward:brevity"] + 1)
+
+
+def test_views_read_plainly_in_a_duckdb_shell(published):
+    with duckdb.connect(published / "frontier.duckdb", read_only=True) as connection:
+        rows = connection.execute("SELECT method, objective, weight, reward FROM frontier WHERE weight = 1").fetchall()
+        assert [(m, o, round(r, 9)) for m, o, _, r in rows] == [
+            ("clp-full", "brevity", 1.0),
+            ("clp-full", "informativeness", 1.0),
+            ("rewarded-soups", "brevity", 0.6),
+            ("rewarded-soups", "informativeness", 0.6),
+        ]
+        assert connection.execute("SELECT method FROM hypervolume").fetchall()[0] == ("clp-full",)
+        assert connection.execute("SELECT count(*) FROM texts").fetchone() == (24 * 11,)
+        assert connection.execute("SELECT count(*) FROM latest").fetchone() == (1,)
+
+
+def test_publishing_the_same_twice_changes_nothing_but_the_time(project):
+    store = project / "frontier.duckdb"
+    before = contents(store)
+    publish(project / "results", store, CONFIG)
+    after = contents(store)
+    for tables in (before, after):
+        for name in ("runs", "latest"):
+            tables[name] = tables[name].drop(columns=["published_at", "code_commit"])
+    assert before.keys() == after.keys()
+    for name, frame in before.items():
+        pd.testing.assert_frame_equal(frame, after[name])
+
+
+def test_runs_stay_side_by_side_and_the_last_published_is_the_latest(project):
+    store = Store(project / "frontier.duckdb")
+    first = store.run()["run_id"]
+    identity, points = store.identity(), store.points(first)
+    write_results(project / "results", CONFIG, seed=100)
+    second = publish(project / "results", store.path, CONFIG)
+    assert store.identity() != identity
+    assert store.runs().run_id.tolist() == [second, first]
+    pd.testing.assert_frame_equal(store.points(first), points)
+    assert not store.points(second).equals(points)
+    write_results(project / "results", CONFIG)  # back to the first results
+    assert publish(project / "results", store.path, CONFIG) == first
+    assert store.runs().run_id.tolist() == [first, second]
+    with pytest.raises(ClpError, match=r"has no run nonsense; it has"):
+        store.run("nonsense")
+
+
+def test_three_objectives_and_several_samples_of_a_prompt(tmp_path):
+    rule = {"kind": "brevity", "min_words": 3}
+    three = config(rewards={name: rule for name in ("a", "b", "c")})
+    write_results(tmp_path / "results", three)
+    path = tmp_path / "results" / "clp-full" / "results.parquet"
+    rows = pd.read_parquet(path)
+    pd.concat([rows, rows]).to_parquet(path)  # two samples: the prompts' means are the same
+    store = Store(tmp_path / "frontier.duckdb")
+    run = publish(tmp_path / "results", store.path, three)
+    points = store.points(run)
+    assert points.groupby("method").size().to_dict() == {"reference": 1, "clp-full": 15, "rewarded-soups": 15}
+    full = points[points.method == "clp-full"]
+    np.testing.assert_allclose(full["reward:c"], np.sqrt(full["w:c"]), atol=1e-12)
+    assert len(store.texts(run, "service-000")) == 1 + 2 * 15 + 15
+
+
+def test_a_method_without_results_is_named_with_its_stage(project):
+    shutil.rmtree(project / "results" / "rewarded-soups")
+    with pytest.raises(ClpError, match=r"rewarded-soups has not been evaluated; run the stage evaluate@rewarded-soups"):
+        publish(project / "results", project / "frontier.duckdb", CONFIG)
+
+
+def spoil(path: Path, change) -> None:
+    rows = pd.read_parquet(path)
+    change(rows).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.drop(columns="raw:brevity"), "no column 'raw:brevity'"),
+        (lambda rows: rows.assign(**{"reward:brevity": np.nan}), "missing or not finite"),
+        (lambda rows: rows.iloc[1:], "not every prompt at every weighting"),
+        (lambda rows: rows.iloc[:0], "no rows"),
+        (lambda rows: rows.assign(prompt_id="x" + rows.prompt_id), "other prompts than reference's"),
+        (lambda rows: rows.assign(**{"w:brevity": rows["w:brevity"].replace(0, np.nan)}), "only some are known"),
+    ],
+)
+def test_results_that_cannot_be_compared_are_refused(project, change, message):
+    spoil(project / "results" / "clp-full" / "results.parquet", change)
+    before = (project / "frontier.duckdb").read_bytes()
+    with pytest.raises(ClpError, match=f"method clp-full have .*{message}.*evaluate@clp-full"):
+        publish(project / "results", project / "frontier.duckdb", CONFIG)
+    assert (project / "frontier.duckdb").read_bytes() == before
+
+
+def test_results_of_another_corpus_or_normalization_are_refused(project):
+    path = project / "results" / "clp-full" / "summary.json"
+    for key, value in (("corpus_hash", "other"), ("normalization", {}), ("seed", 9)):
+        summary = json.loads(path.read_text())
+        path.write_text(json.dumps(summary | {key: value}))
+        with pytest.raises(ClpError, match=f"clp-full have another {key} than reference's"):
+            publish(project / "results", project / "frontier.duckdb", CONFIG)
+        path.write_text(json.dumps(summary))
+
+
+def test_broken_result_files_are_one_sentence(project):
+    (project / "results" / "clp-full" / "results.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ClpError, match=r"cannot read .*results.parquet of method clp-full.*evaluate@clp-full"):
+        publish(project / "results", project / "frontier.duckdb", CONFIG)
+
+
+def unreadable(kind: str, path: Path) -> None:
+    if kind == "missing":
+        path.unlink()
+    elif kind == "text":
+        path.write_text("not a database\n" * 1000)
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "directory":
+        path.unlink()
+        path.mkdir()
+    elif kind.startswith("truncated"):
+        os.truncate(path, int(path.stat().st_size * float(kind.split()[1])))
+    else:
+        path.unlink() if kind == "other database" else None
+        with duckdb.connect(path) as connection:
+            statements = {
+                "other database": "CREATE TABLE t (x INT)",
+                "other version": "UPDATE meta SET schema_version = 99",
+            }
+            connection.execute(statements[kind])
+
+
+KINDS = ["missing", "text", "empty", "directory", "truncated 0.3", "truncated 0.9", "other database", "other version"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_store_that_cannot_be_read_is_one_sentence_with_the_remedy(project, kind):
+    path = project / "frontier.duckdb"
+    unreadable(kind, path)
+    store = Store(path)
+    with pytest.raises(ClpError) as caught:
+        store.texts(store.run()["run_id"], "service-000")
+        store.metrics(store.run()["run_id"])
+    message = str(caught.value)
+    assert str(path) in message and "make repro" in message and "\n" not in message and len(message) < 500
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "directory"])
+def test_publishing_over_it_builds_a_new_store_and_keeps_the_old_file(project, kind):
+    path = project / "frontier.duckdb"
+    unreadable(kind, path)
+    old = path.read_bytes() if path.exists() else None
+    run = publish(project / "results", path, CONFIG)
+    assert Store(path).run()["run_id"] == run
+    aside = list(project.glob("frontier.duckdb.*.set-aside"))
+    assert [file.read_bytes() for file in aside] == ([] if old is None else [old])
+
+
+def test_an_empty_store_says_so(project):
+    path = project / "frontier.duckdb"
+    with duckdb.connect(path) as connection:
+        connection.execute("DELETE FROM runs")
+    with pytest.raises(ClpError, match="holds no runs yet; run `make repro`"):
+        Store(path).run()
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
+    code = textwrap.dedent(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_full_disk_leaves_the_old_store(project):
+    # A limit on the size of files, smaller than the store, fails as a full disk does: in the middle of a write.
+    before = (project / "frontier.duckdb").read_bytes()
+    write_results(project / "results", CONFIG, seed=7)
+    process = python(
+        """
+        import resource, sys
+        from pathlib import Path
+        from results_factory import config
+        from clp_lightning.errors import ClpError
+        from clp_lightning.store import publish
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+        try:
+            publish(Path(sys.argv[1]) / "results", Path(sys.argv[1]) / "frontier.duckdb", config())
+        except ClpError as error:
+            print(error)
+        """,
+        project,
+    )
+    out, err = process.communicate(timeout=60)
+    assert "cannot write" in out and "free space" in out, err
+    assert (project / "frontier.duckdb").read_bytes() == before
+    assert sorted(file.name for file in project.iterdir()) == ["frontier.duckdb", "results"]
+    publish(project / "results", project / "frontier.duckdb", CONFIG)
+    assert len(Store(project / "frontier.duckdb").runs()) == 2
+
+
+def test_a_store_open_for_writing_elsewhere_is_said_plainly(project):
+    process = python(
+        """
+        import sys, time, duckdb
+        connection = duckdb.connect(sys.argv[1])
+        print("open", flush=True)
+        time.sleep(60)
+        """,
+        project / "frontier.duckdb",
+    )
+    try:
+        assert process.stdout.readline() == "open\n"
+        for call in (
+            lambda: Store(project / "frontier.duckdb").runs(),
+            lambda: publish(project / "results", project / "frontier.duckdb", CONFIG),
+        ):
+            with pytest.raises(ClpError, match="is open for writing in another program; close it there"):
+                call()
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(list(project.glob("*.set-aside"))) == 0
+
+
+def test_a_reader_never_sees_a_half_written_store_while_publishers_are_killed(project):
+    publisher = """
+        import sys
+        from pathlib import Path
+        from results_factory import config
+        from clp_lightning.store import publish
+        print("started", flush=True)
+        while True:
+            publish(Path(sys.argv[1]) / "results", Path(sys.argv[1]) / "frontier.duckdb", config())
+            print("published", flush=True)
+        """
+    store = Store(project / "frontier.duckdb")
+    expected = store.points(store.run()["run_id"])
+    random, reads, seen = np.random.default_rng(0), 0, set()
+    for _ in range(4):
+        process = python(publisher, project)
+        try:
+            assert process.stdout.readline() == "started\n"
+            until = time.monotonic() + random.uniform(0.3, 1.2)
+            while time.monotonic() < until:
+                pd.testing.assert_frame_equal(store.points(store.run()["run_id"]), expected)
+                seen.add(store.identity())
+                reads += 1
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    assert reads > 10 and len(seen) > 1
+    write_method(project / "results", CONFIG, "clp-full", 0.9)
+    publish(project / "results", store.path, CONFIG)  # leftovers of the killed ones do no harm
+    assert len(store.runs()) == 2
+    assert sorted(file.name for file in project.iterdir()) == ["frontier.duckdb", "results"]
