@@ -36,7 +36,9 @@ def test_corpus_is_reproducible_and_limited(corpus, tmp_path):
 
 
 def test_text_is_extracted_from_html():
-    summary, rest = data.split_summary("<p>Deletes a <b>key</b> &amp; more.</p><note>Aside.</note><p>It e.g. is gone. Really.</p>")
+    summary, rest = data.split_summary(
+        "<p>Deletes a <b>key</b> &amp; more.</p><note>Aside.</note><p>It e.g. is gone. Really.</p>"
+    )
     assert (summary, rest) == ("Deletes a key & more.", "It e.g. is gone. Really.")
     assert data.spoken_name("ListDBRolesRequest.maxResults") == "list DB roles request, max results"
     assert data.content_words("The keys of the bucket") == {"key", "bucket"}

@@ -124,7 +124,8 @@ class Prefect:
         return "\n".join(line["message"] for line in lines)
 
     def stages(self, run: str) -> dict[str, str]:
-        (table,) = self.api("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        wanted = {"artifacts": {"key": {"any_": ["retrain-stages"]}}, "flow_runs": {"id": {"any_": [run]}}}
+        (table,) = self.api("artifacts/filter", wanted)
         return {row["stage"]: row["status"] for row in json.loads(table["data"])}
 
     def logs(self) -> str:

@@ -134,7 +134,14 @@ def test_cli_generate_reads_arguments_and_standard_input(project):
     ran = clp(project, "generate", "--weighting", WEIGHTS, "delete bucket: removes it", "list keys: lists all")
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout.splitlines()) >= 2
-    piped = clp(project, "generate", "--weighting", WEIGHTS, "--json", stdin="delete bucket: removes it\n\nlist keys: lists all\n")
+    piped = clp(
+        project,
+        "generate",
+        "--weighting",
+        WEIGHTS,
+        "--json",
+        stdin="delete bucket: removes it\n\nlist keys: lists all\n",
+    )
     answers = [json.loads(line) for line in piped.stdout.splitlines()]
     assert [answer["prompt"] for answer in answers] == ["delete bucket: removes it", "list keys: lists all"]
     several = clp(project, "generate", "--weighting", WEIGHTS, "--weighting", "brevity=1", "[bold]x[/bold] y")

@@ -41,7 +41,7 @@ def test_constant_or_broken_rewards_are_named():
 
 
 def test_missing_reward_model_is_one_line(tmp_path):
-    with pytest.raises(ClpError, match="no reward model at .*; run the stage reward_model"):
+    with pytest.raises(ClpError, match=r"no reward model at .*; run the stage reward_model"):
         Learned(tmp_path)(["a"], ["b"])
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -37,7 +38,7 @@ def write_packaged(config: PackagedGguf, out: Path) -> None:
     folder = package_folder(config.package)
     if not (folder / config.file).is_file():
         raise ClpError(f"base.file: {config.package} holds no {config.file}; run `make setup`, or correct params.yaml")
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(folder), gguf_file=config.file, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     model.is_quantized, model.hf_quantizer = False, None  # otherwise save_pretrained refuses

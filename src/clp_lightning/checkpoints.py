@@ -36,7 +36,9 @@ class SafeCheckpointIO(CheckpointIO):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 return _decode(json.loads(file.metadata()["structure"]), tensors)
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            raise ClpError(f"checkpoint {path} is broken ({error}); delete it to train this stage from its start") from error
+            raise ClpError(
+                f"checkpoint {path} is broken ({error}); delete it to train this stage from its start"
+            ) from error
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint; one that is already gone is no error."""

@@ -20,14 +20,19 @@ Params = Annotated[Path, typer.Option(help="Parameter file of the project.")]
 
 @app.command()
 def generate(
-    prompts: Annotated[list[str] | None, typer.Argument(help="Texts to work on; without any, one per line of standard input.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to work on; without any, one per line of standard input.")
+    ] = None,
     model: Annotated[Path, typer.Option(help="Folder of a steerable policy.")] = Path("models/clp-full"),
     weighting: Annotated[
-        list[str] | None, typer.Option(help="Trade-off, e.g. informativeness=0.8,brevity=0.2; repeat it to compare several.")
+        list[str] | None,
+        typer.Option(help="Trade-off, e.g. informativeness=0.8,brevity=0.2; repeat it to compare several."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 is greedy: the same text each time.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; the model's own limit by default.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer; the model's own limit by default.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
 ) -> None:
     """Generate text at a trade-off.
@@ -42,10 +47,13 @@ def generate(
     from clp_lightning.files import read_json
 
     if not (model / "clp.json").is_file():
-        raise ClpError(f"no steerable model at {model}; `make repro` writes models/clp-full, or name a folder with --model")
+        raise ClpError(
+            f"no steerable model at {model}; `make repro` writes models/clp-full, or name a folder with --model"
+        )
     objectives = read_json(model / "clp.json", remedy="run `make repro` to write it again")["objectives"]
     if not weighting:
-        raise UsageError(f"give at least one --weighting over {', '.join(objectives)}, e.g. {simplex.describe([1 / len(objectives)] * len(objectives), objectives)}")
+        example = simplex.describe([1 / len(objectives)] * len(objectives), objectives)
+        raise UsageError(f"give at least one --weighting over {', '.join(objectives)}, e.g. {example}")
     rows = [simplex.parse(text, objectives) for text in weighting]  # checked before the model is loaded
 
     from clp_lightning.policy import SteerablePolicy
@@ -60,16 +68,18 @@ def generate(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    pairs = [(text, simplex.describe(row, objectives)) for text in texts for row in rows]
+    trade_offs = [simplex.describe(row.tolist(), objectives) for row in rows]
+    asked = [(text, trade_off) for text in texts for trade_off in trade_offs]
     if as_json:
-        for (text, row), answer in zip(pairs, answers, strict=True):
-            print(json.dumps({"prompt": text, "weighting": row, "response": answer}, ensure_ascii=False))
+        for (text, trade_off), answer in zip(asked, answers, strict=True):
+            print(json.dumps({"prompt": text, "weighting": trade_off, "response": answer}, ensure_ascii=False))
     elif len(rows) == 1:
         print("\n".join(answers))
     else:
         table = Table("document", "weighting", "answer", show_lines=True)
-        for (text, row), answer in zip(pairs, answers, strict=True):
-            table.add_row(Text(text if row == pairs[0][1] else ""), row, Text(answer))  # Text: brackets are no markup
+        for (text, trade_off), answer in zip(asked, answers, strict=True):
+            # Text: brackets of a document are no markup
+            table.add_row(Text(text if trade_off == trade_offs[0] else ""), trade_off, Text(answer))
         Console().print(table)
 
 
@@ -95,7 +105,9 @@ def frontier(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="corpus, base, sft, pairs, reward_model, normalization, train, evaluate or publish.")],
+    name: Annotated[
+        str, typer.Argument(help="corpus, base, sft, pairs, reward_model, normalization, train, evaluate or publish.")
+    ],
     method: Annotated[str | None, typer.Option(help="Method, for train and evaluate.")] = None,
     params: Params = Path("params.yaml"),
 ) -> None:

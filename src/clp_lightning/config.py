@@ -21,6 +21,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
+    """A frozen mapping of `params.yaml`; keys it does not know are errors."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -36,6 +38,8 @@ class Corpus(Section):
 
 
 class PackagedGguf(Section):
+    """A GGUF file that an installed asset package ships."""
+
     kind: Literal["gguf"]
     package: str
     file: str
@@ -52,6 +56,8 @@ class RandomModel(Section):
 
 
 class Sft(Section):
+    """Supervised finetuning; the merged result is the reference policy."""
+
     steps: Positive
     batch_size: Positive
     learning_rate: Rate
@@ -71,6 +77,8 @@ class PairCounts(Section):
 
 
 class RewardModel(Section):
+    """Bradley-Terry training of the learned reward on an encoder package."""
+
     encoder_package: str
     encoder_folder: str
     steps: Positive
@@ -79,20 +87,28 @@ class RewardModel(Section):
 
 
 class LearnedReward(Section):
+    """A reward that is the logit of a sequence-classification folder."""
+
     kind: Literal["learned"]
     model: str  # folder of a transformers sequence-classification model
 
 
 class BrevityReward(Section):
+    """A reward that is minus the number of words."""
+
     kind: Literal["brevity"]
     min_words: Positive  # shorter answers gain nothing: an empty summary is no summary
 
 
 class Normalization(Section):
+    """How many reference samples measure each reward's mean and deviation."""
+
     prompts: Positive
 
 
 class Training(Section):
+    """The budget and the objective, the same for every method."""
+
     steps: Positive
     prompts_per_step: Positive
     samples_per_prompt: Annotated[int, Field(ge=2)]  # leave-one-out needs another sample
@@ -104,11 +120,15 @@ class Training(Section):
 
 
 class Dirichlet(Section):
+    """Q: weightings from a symmetric Dirichlet distribution."""
+
     kind: Literal["dirichlet"]
     concentration: Annotated[float, Field(gt=0)]
 
 
 class Vertices(Section):
+    """Q: one-hot weightings only (rewarded soups)."""
+
     kind: Literal["vertices"]
 
 
@@ -120,6 +140,8 @@ class Method(Section):
 
 
 class Evaluation(Section):
+    """The sweep on unseen services and its statistics."""
+
     weightings: Annotated[int, Field(ge=2)]  # points per edge of the lattice on the simplex
     prompts: Annotated[int, Field(ge=2)]
     samples_per_prompt: Positive
@@ -129,6 +151,8 @@ class Evaluation(Section):
 
 
 class Generation(Section):
+    """The prompt and its limits in tokens, for training and use."""
+
     max_prompt_tokens: Positive
     max_new_tokens: Positive
     template: Annotated[str, Field(pattern=TEMPLATE)]
@@ -164,6 +188,7 @@ class Config(Section):
 
     @property
     def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives, in the order of params.yaml."""
         return tuple(self.rewards)
 
 
@@ -185,7 +210,7 @@ def load_config(path: Path | str = "params.yaml") -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_first_problem(error)}") from None
+        raise UsageError(f"{path}: {_first_problem(error, values)}") from None
 
 
 def _yaml_problem(error: YAMLError) -> str:
@@ -193,13 +218,24 @@ def _yaml_problem(error: YAMLError) -> str:
     return " ".join(problem.split()) + (f" in line {mark.line + 1}" if mark else "")
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     # A misspelt key is both unknown and missing: naming the unknown one tells more.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first, more = problems[0], f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    where = _path(first["loc"], values)
     what = _explain(first["type"], first["msg"], first["input"], first.get("ctx", {}))
     return f"{where}: {what}{more}" if where else f"{what}{more}"
+
+
+def _path(location: tuple[int | str, ...], values: Any) -> str:
+    """Join pydantic's location as the file has it: without the kind that it inserts below a section with kinds."""
+    parts = []
+    for position, part in enumerate(location):
+        known = isinstance(values, dict) and part in values
+        if known or (position == len(location) - 1 and part != "[key]"):
+            parts.append(str(part))
+        values = values[part] if known else values
+    return ".".join(parts)
 
 
 def _explain(kind: str, message: str, found: Any, context: dict[str, Any]) -> str:

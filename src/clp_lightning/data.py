@@ -104,13 +104,17 @@ def build_corpus(config: Config, out: Path, *, services: Collection[str] | None 
     ranked = sorted(frame["service"].unique(), key=lambda service: _hash(config.seed, "service", service))
     test = max(1, round(config.corpus.test_services * len(ranked)))
     validation = max(1, round(config.corpus.validation_services * len(ranked)))
-    split_of = {s: "test" if i < test else "validation" if i < test + validation else "train" for i, s in enumerate(ranked)}
+    split_of = {
+        s: "test" if i < test else "validation" if i < test + validation else "train" for i, s in enumerate(ranked)
+    }
     if config.corpus.limit is not None and len(frame) > config.corpus.limit:
         order = frame["id"].map(lambda row: _hash(config.seed, "row", row)).sort_values()
         frame = frame.loc[sorted(order.index[: config.corpus.limit])]
     parts = {split: frame[frame["service"].map(split_of) == split].reset_index(drop=True) for split in SPLITS}
     if empty := [split for split, part in parts.items() if part.empty]:
-        raise ClpError(f"corpus split {empty[0]!r} would be empty: {len(frame)} rows of {len(ranked)} services; raise corpus.limit")
+        raise ClpError(
+            f"corpus split {empty[0]!r} would be empty: {len(frame)} rows of {len(ranked)} services; raise corpus.limit"
+        )
     card = _card(parts)
     with atomic(out) as folder:
         folder.mkdir()
@@ -203,7 +207,8 @@ def _card(parts: "dict[str, pd.DataFrame]") -> dict[str, Any]:
             digest.update(json.dumps([split, *row]).encode())
         splits[split] = {"rows": len(part), "services": part["service"].nunique()} | {
             f"{column}_words": {
-                f"q{q}": float(part[column].str.split().str.len().quantile(q / 100)) for q in (5, 25, 50, 75, 95)
+                f"q{q}": float(part[column].map(lambda text: len(text.split())).quantile(q / 100))
+                for q in (5, 25, 50, 75, 95)
             }
             for column in ("document", "summary")
         }

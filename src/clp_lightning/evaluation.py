@@ -52,14 +52,22 @@ def evaluate(
 
 @torch.no_grad()
 def _sample(
-    policy: SteerablePolicy, weighting: np.ndarray | None, prompts: pd.DataFrame, *, samples: int, batch_size: int, seed: int
+    policy: SteerablePolicy,
+    weighting: np.ndarray | None,
+    prompts: pd.DataFrame,
+    *,
+    samples: int,
+    batch_size: int,
+    seed: int,
 ) -> pd.DataFrame:
     generator = torch.Generator(device=policy.model.device).manual_seed(seed)
     parts = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts.iloc[start : start + batch_size]
         tokens = policy.tokenize(batch["document"].tolist())
-        coefficients = None if weighting is None else policy.coefficients(np.tile(weighting, (len(batch), 1)), len(batch))
+        coefficients = (
+            None if weighting is None else policy.coefficients(np.tile(weighting, (len(batch), 1)), len(batch))
+        )
         responses = policy.rollout(tokens, coefficients, samples=samples, generator=generator)
         repeated = batch.loc[batch.index.repeat(samples)]
         parts.append(

@@ -13,6 +13,7 @@ import contextlib
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,9 @@ class Steering:
 class ConditionedLinear(nn.Module):
     """A frozen linear layer with M low-rank experts; input [B, T, in], output [B, T, out]."""
 
-    def __init__(self, base: nn.Linear, experts: int, rank: int, steering: Steering, generator: torch.Generator) -> None:
+    def __init__(
+        self, base: nn.Linear, experts: int, rank: int, steering: Steering, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.base, self.steering = base, steering
         bound = math.sqrt(3 / base.in_features)
@@ -64,7 +67,9 @@ class Experts(nn.Module):
     has no layer of the set.
     """
 
-    def __init__(self, model: nn.Module, *, conditioning: str, experts: int, rank: int, scaling: float = 2.0, seed: int = 0):
+    def __init__(
+        self, model: nn.Module, *, conditioning: str, experts: int, rank: int, scaling: float = 2.0, seed: int = 0
+    ):
         super().__init__()
         if experts < 1 or rank < 1:
             raise UsageError(f"experts={experts}, rank={rank}: both must be >= 1")
@@ -81,10 +86,16 @@ class Experts(nn.Module):
                 setattr(model.get_submodule(parent), child, layer)
                 self.layers[name] = layer
         if not self.layers:
-            raise UsageError(f"{type(model).__name__} has no linear layer of the set {conditioning!r} ({pattern.pattern})")
+            raise UsageError(
+                f"{type(model).__name__} has no linear layer of the set {conditioning!r} ({pattern.pattern})"
+            )
         self.dtype = next(iter(self.layers.values())).base.weight.dtype
         self.parameters_by_name = nn.ParameterDict(
-            {f"{name}.{part}".replace(".", "/"): getattr(layer, part) for name, layer in self.layers.items() for part in "ab"}
+            {
+                f"{name}.{part}".replace(".", "/"): getattr(layer, part)
+                for name, layer in self.layers.items()
+                for part in "ab"
+            }
         )
 
     @contextlib.contextmanager
@@ -125,7 +136,7 @@ class Experts(nn.Module):
             tensor.copy_(tensors[name])
 
     @torch.no_grad()
-    def merge(self, model: nn.Module, coefficients: Tensor) -> None:
+    def merge(self, model: Any, coefficients: Tensor) -> None:
         """Fold one weighting [M] into the base parameters and give `model` its plain linear layers back.
 
         A tied output layer gets parameters of its own first, so that the embedding stays as it is.

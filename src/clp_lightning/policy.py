@@ -47,12 +47,16 @@ def hardware_dtype() -> torch.dtype:
     return min(seconds, key=lambda dtype: min(seconds[dtype]))
 
 
-def load_base(folder: Path | str, *, dtype: torch.dtype | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    folder: Path | str, *, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a transformers causal model and its tokenizer (padding on the left); a missing folder is a `ClpError`."""
     if not (Path(folder) / "config.json").is_file():
         raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype or hardware_dtype(), local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=dtype or hardware_dtype(), local_files_only=True
+    )
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
     return model.to(device).eval(), tokenizer
 
@@ -78,7 +82,9 @@ class SteerablePolicy:
         folder = Path(folder)
         if not folder.is_dir():
             raise ClpError(f"no model folder at {folder}; `make repro` writes models/clp-full")
-        card = read_json(folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full")
+        card = read_json(
+            folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full"
+        )
         base, tokenizer = load_base(folder / card["base_model"], dtype=dtype)
         experts = Experts(
             base,
@@ -90,7 +96,9 @@ class SteerablePolicy:
         try:
             experts.load_tensors(safetensors.torch.load_file(folder / "experts.safetensors"))
         except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-            raise ClpError(f"cannot read {folder}/experts.safetensors: {error}; run `dvc repro` to write it again") from error
+            raise ClpError(
+                f"cannot read {folder}/experts.safetensors: {error}; run `dvc repro` to write it again"
+            ) from error
         experts.to(base.device)
         generation = Generation.model_validate(card["generation"])
         return cls(base, tokenizer, generation, objectives=card["objectives"], experts=experts)
@@ -130,7 +138,9 @@ class SteerablePolicy:
         width = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
-        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=self.model.device)
+        mask = torch.tensor(
+            [[False] * (width - len(row)) + [True] * len(row) for row in rows], device=self.model.device
+        )
         return Prompts(ids, mask)
 
     def coefficients(self, weightings: Weighting | Sequence[Weighting] | np.ndarray | None, rows: int) -> Tensor | None:
@@ -144,7 +154,9 @@ class SteerablePolicy:
         else:
             array = np.stack([simplex.to_array(weighting, self.objectives) for weighting in weightings])
         if array.shape != (rows, len(self.objectives)):
-            raise UsageError(f"{rows} prompts but weightings of shape {array.shape}; give one weighting, or one per prompt")
+            raise UsageError(
+                f"{rows} prompts but weightings of shape {array.shape}; give one weighting, or one per prompt"
+            )
         return torch.as_tensor(array, dtype=torch.float32, device=self.model.device)
 
     def steer(self, coefficients: Tensor | None):
@@ -181,7 +193,9 @@ class SteerablePolicy:
                 generator=generator,
             )
 
-    def score(self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1) -> Tensor:
+    def score(
+        self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
+    ) -> Tensor:
         """Return log-probabilities of responses under these coefficients, float32 [B, T]; None is the reference."""
         return response_log_probs(self.model, self.steer(coefficients), prompts, ids, mask, samples=samples)
 
@@ -225,7 +239,10 @@ class SteerablePolicy:
 
     @torch.no_grad()
     def log_probs(
-        self, prompts: Sequence[str], responses: Sequence[str], weightings: Weighting | Sequence[Weighting] | np.ndarray | None
+        self,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        weightings: Weighting | Sequence[Weighting] | np.ndarray | None,
     ) -> tuple[Tensor, Tensor]:
         """Return token log-probabilities of given responses, float32 [B, T], and `response_mask` [B, T]."""
         ids, mask = self.tokenize_responses(responses)
@@ -235,10 +252,12 @@ class SteerablePolicy:
         """Tokenize responses with the template's space before and the end-of-text token behind; [B, T] right-padded."""
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         rows = self.tokenizer([f" {text.strip()}" for text in responses], add_special_tokens=False)["input_ids"]
-        rows = [(row + [end])[:max_tokens] for row in rows]
+        rows = [[*row, end][:max_tokens] for row in rows]
         width = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.model.device)
-        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=self.model.device)
+        mask = torch.tensor(
+            [[True] * len(row) + [False] * (width - len(row)) for row in rows], device=self.model.device
+        )
         return ids, mask
 
     @contextmanager

@@ -30,10 +30,26 @@ WARMUP_SHARE = 0.1
 class RewardModule(LightningModule):
     """Trains all parameters of a cross-encoder on preference pairs; step `t` reads a batch that follows from (seed, t)."""
 
-    def __init__(self, model: Any, tokenizer: Any, pairs: pd.DataFrame, *, steps: int, batch_size: int, learning_rate: float, seed: int):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        pairs: pd.DataFrame,
+        *,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        seed: int,
+    ):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
-        self.pairs, self.steps, self.batch_size, self.learning_rate, self.seed = pairs, steps, batch_size, learning_rate, seed
+        self.pairs, self.steps, self.batch_size, self.learning_rate, self.seed = (
+            pairs,
+            steps,
+            batch_size,
+            learning_rate,
+            seed,
+        )
         self.curve: list[dict[str, float]] = []
 
     def configure_optimizers(self) -> Any:
@@ -41,7 +57,8 @@ class RewardModule(LightningModule):
         head = [p for name, p in self.model.named_parameters() if name.startswith("classifier")]
         rest = [p for name, p in self.model.named_parameters() if not name.startswith("classifier")]
         optimizer = torch.optim.AdamW(
-            [{"params": rest, "lr": self.learning_rate}, {"params": head, "lr": 10 * self.learning_rate}], weight_decay=0.01
+            [{"params": rest, "lr": self.learning_rate}, {"params": head, "lr": 10 * self.learning_rate}],
+            weight_decay=0.01,
         )
         warmup = max(1, round(WARMUP_SHARE * self.steps))
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -120,4 +137,9 @@ def pairwise_accuracy(reward: Learned, pairs: pd.DataFrame) -> dict[str, Any]:
 
 def _share(right: np.ndarray) -> dict[str, float]:
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95)
-    return {"accuracy": float(right.mean()), "low": float(interval.low), "high": float(interval.high), "pairs": len(right)}
+    return {
+        "accuracy": float(right.mean()),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "pairs": len(right),
+    }

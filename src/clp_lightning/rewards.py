@@ -4,6 +4,7 @@ A reward is any callable that follows `Reward`. Its values are standardized with
 of the reference policy, written to disk, and used wherever a reward is trained on or reported.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +41,8 @@ class Learned:
     """A transformers sequence-classification folder with one logit, read as a cross-encoder; loaded at first use."""
 
     def __init__(self, folder: Path | str, batch_size: int = 64) -> None:
-        self.folder, self.batch_size, self._loaded = Path(folder), batch_size, None
+        self.folder, self.batch_size = Path(folder), batch_size
+        self._loaded: Any = None
 
     def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Return the logit of each (document, response); raises `ClpError` when the folder is missing."""
@@ -48,7 +50,9 @@ class Learned:
 
         model, tokenizer = self._load()
         values = np.empty(len(documents), dtype=np.float64)
-        order = np.argsort([len(document) + len(response) for document, response in zip(documents, responses, strict=True)])
+        order = np.argsort(
+            [len(document) + len(response) for document, response in zip(documents, responses, strict=True)]
+        )
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             tokens = tokenizer(
@@ -91,13 +95,17 @@ class RewardSet:
         self.rewards, self.normalization = dict(rewards), normalization
         missing = set(self.rewards) - set(normalization["objectives"]) if normalization else set()
         if missing:
-            raise ClpError(f"normalization lacks {', '.join(sorted(missing))}; run the stage normalization (`dvc repro`)")
+            raise ClpError(
+                f"normalization lacks {', '.join(sorted(missing))}; run the stage normalization (`dvc repro`)"
+            )
 
     @classmethod
     def from_config(cls, config: Config, root: Path, normalization: Path | None) -> "RewardSet":
         """Build the rewards of `params.yaml`; `normalization` is the file that the stage of that name wrote."""
         built = {name: _build(section, root) for name, section in config.rewards.items()}
-        measured = read_json(normalization, remedy="run the stage normalization (`dvc repro`)") if normalization else None
+        measured = (
+            read_json(normalization, remedy="run the stage normalization (`dvc repro`)") if normalization else None
+        )
         return cls(built, measured)
 
     @property
@@ -121,19 +129,28 @@ class RewardSet:
 def measure_normalization(raw: np.ndarray, objectives: Sequence[str]) -> dict[str, Any]:
     """Return mean and standard deviation per objective of raw rewards [B, K]; a constant reward is a `ClpError`."""
     if not np.isfinite(raw).all():
-        raise ClpError(f"reward {objectives[int(np.argwhere(~np.isfinite(raw))[0][1])]} gave a value that is not finite")
+        raise ClpError(
+            f"reward {objectives[int(np.argwhere(~np.isfinite(raw))[0][1])]} gave a value that is not finite"
+        )
     mean, std = raw.mean(axis=0), raw.std(axis=0, ddof=1)
     for name, deviation in zip(objectives, std, strict=True):
         if deviation < 1e-9:
-            raise ClpError(f"reward {name} is the same for all {len(raw)} reference samples, so it cannot steer; check rewards.{name}")
-    return {"objectives": {name: {"mean": float(m), "std": float(s)} for name, m, s in zip(objectives, mean, std, strict=True)}}
+            raise ClpError(
+                f"reward {name} is the same for all {len(raw)} reference samples, so it cannot steer; check rewards.{name}"
+            )
+    return {
+        "objectives": {
+            name: {"mean": float(m), "std": float(s)} for name, m, s in zip(objectives, mean, std, strict=True)
+        }
+    }
 
 
 class Monitors:
     """Metrics that show reward hacking: ROUGE-L to the reference summary, coverage of the document, distinct bigrams."""
 
     def __init__(self, encoder: Path) -> None:
-        self.encoder, self._loaded = encoder, None
+        self.encoder = encoder
+        self._loaded: Any = None
 
     @classmethod
     def from_config(cls, config: Config) -> "Monitors":
@@ -169,7 +186,9 @@ class Monitors:
         unique = list(dict.fromkeys(texts))  # a sweep repeats its documents at every weighting
         parts = []
         for start in range(0, len(unique), 64):
-            tokens = tokenizer(unique[start : start + 64], truncation=True, max_length=MAX_TOKENS, padding=True, return_tensors="pt")
+            tokens = tokenizer(
+                unique[start : start + 64], truncation=True, max_length=MAX_TOKENS, padding=True, return_tensors="pt"
+            )
             with torch.inference_mode():
                 states = model(**tokens).last_hidden_state
             mask = tokens["attention_mask"][..., None]
@@ -181,7 +200,7 @@ class Monitors:
 def distinct_2(text: str) -> float:
     """Return the share of different bigrams among a text's bigrams (Li et al. 2016); 1 for fewer than two words."""
     words = text.lower().split()
-    bigrams = list(zip(words, words[1:], strict=False))
+    bigrams = list(itertools.pairwise(words))
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 
@@ -195,10 +214,16 @@ def _checked(name: str, reward: Reward, documents: Sequence[str], responses: Seq
     except ClpError:
         raise
     except Exception as error:  # a plug-in may raise anything
-        raise ClpError(f"reward {name} failed: {type(error).__name__}: {error}; mend the reward or remove it from params.yaml") from error
+        raise ClpError(
+            f"reward {name} failed: {type(error).__name__}: {error}; mend the reward or remove it from params.yaml"
+        ) from error
     if values.shape != (len(responses),):
-        raise ClpError(f"reward {name} returned shape {values.shape} for {len(responses)} responses; return one number for each")
+        raise ClpError(
+            f"reward {name} returned shape {values.shape} for {len(responses)} responses; return one number for each"
+        )
     if not np.isfinite(values).all():
         row = int(np.argmin(np.isfinite(values)))
-        raise ClpError(f"reward {name} returned {values[row]} for response {row + 1} ({responses[row][:60]!r}); return finite numbers")
+        raise ClpError(
+            f"reward {name} returned {values[row]} for response {row + 1} ({responses[row][:60]!r}); return finite numbers"
+        )
     return values

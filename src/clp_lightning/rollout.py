@@ -85,7 +85,11 @@ def sample_responses(
                 break
             mask = torch.cat([mask, masks[-1][:, None]], dim=1)
             output = model(
-                input_ids=token[:, None], attention_mask=mask.long(), position_ids=position, past_key_values=cache, use_cache=True
+                input_ids=token[:, None],
+                attention_mask=mask.long(),
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
             )
             logits, position = output.logits[:, -1], position + 1
     return Responses(torch.stack(ids, 1), torch.stack(masks, 1), torch.stack(log_probs, 1))

@@ -49,7 +49,7 @@ def sft(config: Config) -> None:
     fit(module, checkpoints=checkpoints, every=max(1, config.sft.steps // 8))
     experts.merge(model, torch.ones(1, device=model.device))
     with atomic(REFERENCE) as beside:
-        model.to(torch.bfloat16).save_pretrained(beside)
+        model.to(dtype=torch.bfloat16).save_pretrained(beside)  # type: ignore[call-arg]
         tokenizer.save_pretrained(beside)
     _curve("sft", module.curve)
     _remove(checkpoints)
@@ -82,8 +82,9 @@ def normalization(config: Config) -> None:
 
     model, tokenizer = load_base(REFERENCE)
     policy = SteerablePolicy(model, tokenizer, config.generation, objectives=config.objectives)
-    documents = data.read_split(CORPUS, "train")["document"]
-    documents = documents.sample(min(config.normalization.prompts, len(documents)), random_state=config.seed).tolist()
+    train = data.read_split(CORPUS, "train")
+    chosen = train.sample(min(config.normalization.prompts, len(train)), random_state=config.seed)
+    documents = chosen["document"].tolist()
     responses = policy.generate(documents, None, seed=config.seed, batch_size=64)
     rewards = RewardSet.from_config(config, Path("."), None)
     measured = measure_normalization(rewards.raw(documents, responses), config.objectives)
@@ -136,7 +137,11 @@ def evaluate(config: Config, method: str) -> None:
     scale = read_json(NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
     if method == "reference":
         policy = SteerablePolicy(*load_base(REFERENCE), config.generation, objectives=config.objectives)
-        grid, inputs, cost = None, [REFERENCE], {"rollouts": 0, "generated_tokens": 0, "train_seconds": 0.0, "stored_parameters": 0, "models": 1}
+        grid, inputs, cost = (
+            None,
+            [REFERENCE],
+            {"rollouts": 0, "generated_tokens": 0, "train_seconds": 0.0, "stored_parameters": 0, "models": 1},
+        )
     else:
         _method(config, method)
         folder = Path("models") / method

@@ -70,7 +70,7 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         before = path.stat()
         connection.execute("ATTACH ? AS m (READ_ONLY)", [str(path)])
         blocks = connection.execute(
-            "SELECT total_blocks * block_size FROM pragma_database_size() WHERE database_name = 'm'"
+            "SELECT used_blocks * block_size FROM pragma_database_size() WHERE database_name = 'm'"
         ).fetchall()[0][0]
         # DuckDB itself notices a file that is cut short only when a query needs what is gone.
         if before.st_ino == path.stat().st_ino and before.st_size < blocks:

@@ -33,7 +33,9 @@ RewardFunction = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # documen
 WARMUP_STEPS = 3
 
 
-def draw_weightings(distribution: Dirichlet | Vertices, rng: np.random.Generator, count: int, objectives: int) -> np.ndarray:
+def draw_weightings(
+    distribution: Dirichlet | Vertices, rng: np.random.Generator, count: int, objectives: int
+) -> np.ndarray:
     """Draw [count, K] weightings from a method's Q."""
     if isinstance(distribution, Dirichlet):
         return simplex.dirichlet(rng, count, objectives, concentration=distribution.concentration)
@@ -42,6 +44,8 @@ def draw_weightings(distribution: Dirichlet | Vertices, rng: np.random.Generator
 
 class PolicyModule(LightningModule):
     """What both trainers share: the experts are the only state, AdamW with linear decay, a curve of every step."""
+
+    policy: SteerablePolicy
 
     def __init__(self, policy: SteerablePolicy, *, learning_rate: float, steps: int) -> None:
         super().__init__()
@@ -80,7 +84,9 @@ class PolicyModule(LightningModule):
 class SftModule(PolicyModule):
     """Maximizes the likelihood of the reference summaries with one expert whose coefficient is always 1."""
 
-    def __init__(self, policy: SteerablePolicy, config: Sft, documents: Sequence[str], summaries: Sequence[str], seed: int):
+    def __init__(
+        self, policy: SteerablePolicy, config: Sft, documents: Sequence[str], summaries: Sequence[str], seed: int
+    ):
         super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps)
         self.documents, self.summaries, self.seed, self.batch_size = documents, summaries, seed, config.batch_size
 
@@ -179,7 +185,13 @@ def fit(module: Any, *, checkpoints: Path, every: int, gradient_clip: float = 1.
         logger=False,
         plugins=[SafeCheckpointIO()],
         callbacks=[
-            ModelCheckpoint(dirpath=checkpoints, filename="last", every_n_train_steps=every, save_top_k=1, enable_version_counter=False),
+            ModelCheckpoint(
+                dirpath=checkpoints,
+                filename="last",
+                every_n_train_steps=every,
+                save_top_k=1,
+                enable_version_counter=False,
+            ),
             RichProgressBar(leave=True),
         ],
         enable_model_summary=False,

@@ -26,7 +26,9 @@ def to_array(weighting: Mapping[str, float], objectives: Sequence[str]) -> np.nd
             raise UsageError(f"weighting: {name}={value} must be a number >= 0")
     row = np.array([weighting.get(name, 0.0) for name in objectives], dtype=np.float64)
     if abs(row.sum() - 1) > SUM_TOLERANCE:
-        raise UsageError(f"weighting: entries sum to {row.sum():g}, not 1; give shares of {known}, e.g. {_example(objectives)}")
+        raise UsageError(
+            f"weighting: entries sum to {row.sum():g}, not 1; give shares of {known}, e.g. {_example(objectives)}"
+        )
     return row
 
 
