@@ -16,21 +16,27 @@ from clp_lightning.errors import ClpError
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a name beside `path` to write a file or folder to; it takes `path`'s place only if the block succeeds.
 
-    Leftovers of a killed predecessor are removed first. Raises `ClpError` when the disk is full or not writable.
+    What a killed predecessor left is removed first. Raises `ClpError` when the disk is full or not writable; an error
+    of the block's own, also about other files, passes through.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.partial")
+    beside, in_block = path.with_name(f".{path.name}.partial"), False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _recover(path)
         _remove(beside)
+        in_block = True
         yield beside
+        in_block = False
         _replace(beside, path)
     except OSError as error:
-        raise ClpError(
-            f"cannot write {path}: {error.strerror or error}; free space or fix permissions, then run again"
-        ) from error
+        if in_block and error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(beside):
+            raise
+        reason = error.strerror or error
+        raise ClpError(f"cannot write {path}: {reason}; free space or fix permissions, then run again") from error
     finally:
-        _remove(beside)
+        with contextlib.suppress(OSError):  # the error that is on its way says more
+            _remove(beside)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -54,23 +60,43 @@ def fingerprint(*parts: Any) -> str:
         if isinstance(part, Path):
             for file in sorted(part.rglob("*")) if part.is_dir() else [part]:
                 if file.is_file():
-                    digest.update(file.name.encode())
+                    name = file.relative_to(part) if part.is_dir() else Path(file.name)
+                    digest.update(b"file " + json.dumps(name.as_posix()).encode())
                     with file.open("rb") as stream:
                         digest.update(hashlib.file_digest(stream, "sha256").digest())
         else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
+            digest.update(b"value " + json.dumps(part, sort_keys=True, default=str).encode())
+        digest.update(b"\n")
     return digest.hexdigest()[:16]
 
 
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
 def _replace(source: Path, target: Path) -> None:
-    if target.is_dir():  # a folder cannot be replaced in one call: move the old one aside, never leave a mixture
-        aside = target.with_name(f".{target.name}.old")
-        _remove(aside)
-        os.replace(target, aside)
+    if not (target.is_dir() or (source.is_dir() and target.exists())):
         os.replace(source, target)
-        _remove(aside)
+        return
+    # A folder cannot be replaced in one call: the old one is moved aside, so that there is never a mixture.
+    aside = _aside(target)
+    _remove(aside)
+    os.replace(target, aside)
+    try:
+        os.replace(source, target)
+    except OSError:
+        os.replace(aside, target)
+        raise
+    _remove(aside)
+
+
+def _recover(target: Path) -> None:
+    """Finish what a writer left that was killed between the two steps of `_replace`: the old content comes back."""
+    aside = _aside(target)
+    if aside.exists() and not target.exists():
+        os.replace(aside, target)
     else:
-        os.replace(source, target)
+        _remove(aside)
 
 
 def _remove(path: Path) -> None:
