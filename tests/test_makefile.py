@@ -36,10 +36,12 @@ def project(tmp_path, repository) -> Path:
 
 
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # `make test` runs this: its own level and flags are not for the make under test
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
     return subprocess.run(
         ["make", *arguments],
         cwd=folder,
-        env={**os.environ, "PIP_NO_INDEX": "1", "PYTHON": sys.executable, **environment},
+        env={**outside, "PIP_NO_INDEX": "1", "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
         timeout=120,
