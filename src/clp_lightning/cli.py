@@ -124,7 +124,9 @@ def main() -> None:
     """Run the command; an error of use is one line on standard error, exit code 2 (usage) or 1."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched behind the user's back
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while waiting starve every other job on the machine
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin while waiting starve every other job on the machine
     try:
         app()
     except ClpError as error:
