@@ -1,6 +1,7 @@
 """Fixtures that several test modules share; nothing here imports torch, so that pure tests stay fast."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,3 +36,22 @@ def toy_pipeline(tmp_path: Path) -> Callable[[str], Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with synthetic results and the store that was published from them; not to be changed."""
+    from results_factory import config, write_results
+
+    from clp_lightning.store import publish
+
+    folder = tmp_path_factory.mktemp("published")
+    write_results(folder / "results", config())
+    publish(folder / "results", folder / "frontier.duckdb", config())
+    return folder
+
+
+@pytest.fixture
+def project(published: Path, tmp_path: Path) -> Path:
+    """A copy of `published` that a test may change."""
+    return Path(shutil.copytree(published, tmp_path / "project"))

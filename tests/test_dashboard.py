@@ -21,19 +21,6 @@ APP = ROOT / "dashboard" / "app.py"
 CONFIG = config()
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dashboard")
-    write_results(folder / "results", CONFIG)
-    publish(folder / "results", folder / "frontier.duckdb", CONFIG)
-    return folder
-
-
-@pytest.fixture
-def project(published, tmp_path) -> Path:
-    return Path(shutil.copytree(published, tmp_path / "project"))
-
-
 @pytest.fixture(autouse=True)
 def _dashboard_modules(monkeypatch):
     monkeypatch.syspath_prepend(str(APP.parent))  # as `streamlit run` does

@@ -23,20 +23,6 @@ from clp_lightning.store import Store, publish
 CONFIG = config()
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("published")
-    write_results(folder / "results", CONFIG)
-    publish(folder / "results", folder / "frontier.duckdb", CONFIG)
-    return folder
-
-
-@pytest.fixture
-def project(published, tmp_path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(published, tmp_path / "project"))
-
-
 def contents(path: Path) -> dict[str, pd.DataFrame]:
     with duckdb.connect(path, read_only=True) as connection:
         names = [row[0] for row in connection.execute("SHOW TABLES").fetchall()]

@@ -73,6 +73,7 @@ class PairCounts(Section):
     words_dropped: Positive
     repeated: Positive
     name_only: Positive
+    copied: Positive
     generic: Positive
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from rich.progress import track
 
-from clp_lightning import weightings as simplex
 from clp_lightning.files import atomic
 from clp_lightning.policy import SteerablePolicy
 from clp_lightning.rewards import Monitors, RewardSet
@@ -121,8 +120,3 @@ def _score(frame: pd.DataFrame, rewards: RewardSet, monitors: Monitors, normaliz
     for name, values in monitors(documents, frame["reference_summary"].tolist(), responses).items():
         frame[f"monitor:{name}"] = values
     return frame
-
-
-def sweep_weightings(objectives: int, points_per_edge: int) -> np.ndarray:
-    """Return the evaluation grid, float64 [N, K]."""
-    return simplex.lattice(objectives, points_per_edge)

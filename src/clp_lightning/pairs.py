@@ -29,6 +29,7 @@ GENERIC = (
     "The identifier.",
     "Indicates whether this is used.",
 )
+BARE_SHARE = 0.2  # pairs without full stops
 HELDOUT_SHARE = 5  # the held-out split has one pair of a kind for so many training pairs
 
 
@@ -59,7 +60,8 @@ def _pairs(rows: pd.DataFrame, counts: dict[str, int], rng: np.random.Generator)
         "halved": lambda row: _halved(row.summary, rng),
         "words_dropped": lambda row: _words_dropped(row.summary, rng),
         "repeated": lambda row: _repeated(row.summary, rng),
-        "name_only": lambda row: f"{row['name'].capitalize()}.",
+        "name_only": lambda row: _name(row["name"], rng),
+        "copied": lambda row: _copied(row["document"], row["body"], rng),
         "generic": lambda row: str(rng.choice(GENERIC)),
     }
     several = rows[rows["service"].map({service: len(group) for service, group in by_service.items()}) > 1]
@@ -69,9 +71,20 @@ def _pairs(rows: pd.DataFrame, counts: dict[str, int], rng: np.random.Generator)
         pool = several if kind == "other_same_service" else rows
         for index in rng.choice(len(pool), count, replace=count > len(pool)):
             row = pool.iloc[index]
-            made.append((row.service, row.document, row.summary, makers[kind](row), kind))
+            chosen, rejected = row.summary, makers[kind](row)
+            while _same(chosen, rejected):  # a name may happen to be the summary
+                row = pool.iloc[int(rng.integers(len(pool)))]
+                chosen, rejected = row.summary, makers[kind](row)
+            # in some pairs neither ends in a full stop: leaving it out must not cost as much as content
+            if rng.random() < BARE_SHARE:
+                chosen, rejected = chosen.rstrip("."), rejected.rstrip(".")
+            made.append((row.service, row.document, chosen, rejected, kind))
     frame = pd.DataFrame(made, columns=["service", "document", "chosen", "rejected", "kind"])
     return frame.iloc[rng.permutation(len(frame))].reset_index(drop=True)
+
+
+def _same(one: str, other: str) -> bool:
+    return one.lower().rstrip(".") == other.lower().rstrip(".")
 
 
 def _other(summaries: np.ndarray, own: str, rng: np.random.Generator) -> str:
@@ -93,5 +106,25 @@ def _words_dropped(summary: str, rng: np.random.Generator) -> str:
 
 def _repeated(summary: str, rng: np.random.Generator) -> str:
     words = summary.rstrip(".").split()
-    part = words[: max(1, len(words) // int(rng.integers(2, 4)))]
-    return " ".join(part * 3) + ("." if rng.random() < 0.5 else "")
+    match int(rng.integers(4)):
+        case 0:  # the start again and again
+            text = " ".join(words[: max(1, len(words) // int(rng.integers(2, 4)))] * 3)
+        case 1:  # the whole said two or three times
+            return " ".join([summary] * int(rng.integers(2, 4)))
+        case 2:  # the end again and again
+            text = " ".join([*words, *(words[-int(rng.integers(1, 4)) :] * int(rng.integers(1, 4)))])
+        case _:  # every word twice
+            text = " ".join(word for word in words for _ in range(2))
+    return text + ("." if rng.random() < 0.5 else "")
+
+
+def _name(name: str, rng: np.random.Generator) -> str:
+    last = name.split(", ")[-1]
+    texts = (name.capitalize(), f"The {last}", f"Specifies the {name.replace(',', ' of the')}", f"{name} {name}")
+    return f"{texts[int(rng.integers(len(texts)))]}."
+
+
+def _copied(document: str, body: str, rng: np.random.Generator) -> str:
+    text = document if rng.random() < 0.25 else body
+    words = text.split()
+    return " ".join(words[: max(3, round(len(words) * rng.uniform(0.2, 1.0)))]).rstrip(".") + "."

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch import LightningModule
 from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from clp_lightning.base import package_folder
@@ -22,12 +20,12 @@ from clp_lightning.config import Config
 from clp_lightning.data import read_split
 from clp_lightning.files import atomic
 from clp_lightning.rewards import MAX_TOKENS, Learned
-from clp_lightning.training import fit, write_curve
+from clp_lightning.training import StepModule, fit, write_curve
 
 WARMUP_SHARE = 0.1
 
 
-class RewardModule(LightningModule):
+class RewardModule(StepModule):
     """Trains all parameters of a cross-encoder on preference pairs; step `t` reads a batch that follows from (seed, t)."""
 
     def __init__(
@@ -41,16 +39,9 @@ class RewardModule(LightningModule):
         learning_rate: float,
         seed: int,
     ):
-        super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.pairs, self.steps, self.batch_size, self.learning_rate, self.seed = (
-            pairs,
-            steps,
-            batch_size,
-            learning_rate,
-            seed,
-        )
-        self.curve: list[dict[str, float]] = []
+        super().__init__(steps)
+        self.model, self.tokenizer, self.pairs = model, tokenizer, pairs
+        self.batch_size, self.learning_rate, self.seed = batch_size, learning_rate, seed
 
     def configure_optimizers(self) -> Any:
         """AdamW; the fresh head learns ten times as fast as the encoder; warm-up, then linear decay."""
@@ -60,15 +51,7 @@ class RewardModule(LightningModule):
             [{"params": rest, "lr": self.learning_rate}, {"params": head, "lr": 10 * self.learning_rate}],
             weight_decay=0.01,
         )
-        warmup = max(1, round(WARMUP_SHARE * self.steps))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warmup, 1.0) * max(1 - step / self.steps, 0.0)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def train_dataloader(self) -> DataLoader:
-        """One item per step."""
-        return DataLoader(range(self.steps), batch_size=None)  # type: ignore[arg-type]
+        return self.linear_decay(optimizer, max(1, round(WARMUP_SHARE * self.steps)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Mean Bradley-Terry loss of a batch of pairs."""
@@ -85,17 +68,8 @@ class RewardModule(LightningModule):
         chosen, rejected = self.model(**tokens).logits[:, 0].chunk(2)
         loss = -functional.logsigmoid(chosen - rejected).mean()
         accuracy = (chosen > rejected).float().mean()
-        self.curve.append({"step": self.global_step, "loss": loss.item(), "accuracy": accuracy.item()})
-        self.log_dict({"loss": loss.item(), "accuracy": accuracy.item()}, prog_bar=True, batch_size=1)
+        self.record(loss=loss.item(), accuracy=accuracy.item())
         return loss
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The curve travels with the checkpoint."""
-        checkpoint["curve"] = self.curve
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the curve."""
-        self.curve = [dict(row) for row in checkpoint["curve"]]
 
 
 def train_reward_model(config: Config, pairs: Path, out: Path, checkpoints: Path) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def reward_model(config: Config) -> None:
     checkpoints = _checkpoints("reward_model", config.reward_model, config.seed, PAIRS)
     metrics = train_reward_model(config, PAIRS, REWARD_MODEL, checkpoints)
     curve = REWARD_MODEL / "training_curve.csv"
-    (REPORTS / "curves").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(curve, REPORTS / "curves" / "reward_model.csv")
+    with atomic(REPORTS / "curves" / "reward_model.csv") as beside:
+        shutil.copyfile(curve, beside)
     _metrics("reward_model", metrics)
     _remove(checkpoints)
 
@@ -129,9 +129,9 @@ def train(config: Config, method: str) -> None:
 def evaluate(config: Config, method: str) -> None:
     """Sample one method, or `reference`, on unseen services at every weighting of the grid."""
     from clp_lightning.evaluation import evaluate as sweep
-    from clp_lightning.evaluation import sweep_weightings
     from clp_lightning.policy import SteerablePolicy, load_base
     from clp_lightning.rewards import Monitors, RewardSet
+    from clp_lightning.weightings import lattice
 
     started, settings = time.monotonic(), config.evaluation
     scale = read_json(NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
@@ -146,7 +146,7 @@ def evaluate(config: Config, method: str) -> None:
         _method(config, method)
         folder = Path("models") / method
         policy = SteerablePolicy.from_pretrained(folder)
-        grid = sweep_weightings(len(config.objectives), settings.weightings)
+        grid = lattice(len(config.objectives), settings.weightings)
         inputs, cost = [REFERENCE, folder], read_json(folder / "clp.json", remedy="run `dvc repro`")["cost"]
     card = read_json(CORPUS / "card.json", remedy="run the stage corpus (`dvc repro`)")
     test = data.read_split(CORPUS, "test")

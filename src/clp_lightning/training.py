@@ -42,30 +42,24 @@ def draw_weightings(
     return simplex.vertices(rng, count, objectives)
 
 
-class PolicyModule(LightningModule):
-    """What both trainers share: the experts are the only state, AdamW with linear decay, a curve of every step."""
+class StepModule(LightningModule):
+    """What every trainer of the pipeline shares: steps known by their number, and a curve that survives a resume."""
 
-    policy: SteerablePolicy
-
-    def __init__(self, policy: SteerablePolicy, *, learning_rate: float, steps: int) -> None:
+    def __init__(self, steps: int) -> None:
         super().__init__()
-        assert policy.experts is not None
-        self.experts = policy.experts.parameters_by_name  # registers the parameters to train, and nothing else
-        self.__dict__["policy"] = policy  # the frozen model is no part of a checkpoint
-        self.learning_rate, self.steps = learning_rate, steps
+        self.steps = steps
         self.curve: list[dict[str, float]] = []
-
-    def configure_optimizers(self) -> Any:
-        """AdamW without weight decay (it would pull the experts towards the reference); warm-up, then linear decay."""
-        optimizer = torch.optim.AdamW(self.experts.values(), lr=self.learning_rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1.0) * max(1 - step / self.steps, 0.0)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> DataLoader:
         """One item per step; what a step reads follows from its number alone, also after a resume."""
         return DataLoader(range(self.steps), batch_size=None)  # type: ignore[arg-type]
+
+    def linear_decay(self, optimizer: torch.optim.Optimizer, warmup: int) -> dict[str, Any]:
+        """Pair an optimizer with a schedule: linear warm-up over `warmup` steps, then linear decay to 0."""
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warmup, 1.0) * max(1 - step / self.steps, 0.0)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def record(self, **values: float) -> None:
         """Keep one row of the training curve and show it on the progress bar."""
@@ -79,6 +73,24 @@ class PolicyModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the curve where the checkpoint left it."""
         self.curve = [dict(row) for row in checkpoint["curve"]]
+
+
+class PolicyModule(StepModule):
+    """A trainer whose only state is the experts."""
+
+    policy: SteerablePolicy
+
+    def __init__(self, policy: SteerablePolicy, *, learning_rate: float, steps: int) -> None:
+        super().__init__(steps)
+        assert policy.experts is not None
+        self.experts = policy.experts.parameters_by_name  # registers the parameters to train, and nothing else
+        self.__dict__["policy"] = policy  # the frozen model is no part of a checkpoint
+        self.learning_rate = learning_rate
+
+    def configure_optimizers(self) -> Any:
+        """AdamW without weight decay (it would pull the experts towards the reference)."""
+        optimizer = torch.optim.AdamW(self.experts.values(), lr=self.learning_rate, weight_decay=0.0)
+        return self.linear_decay(optimizer, WARMUP_STEPS)
 
 
 class SftModule(PolicyModule):
@@ -176,7 +188,7 @@ class ClpModule(PolicyModule):
         self.generated_tokens = checkpoint["generated_tokens"]
 
 
-def fit(module: Any, *, checkpoints: Path, every: int, gradient_clip: float = 1.0) -> None:
+def fit(module: StepModule, *, checkpoints: Path, every: int, gradient_clip: float = 1.0) -> None:
     """Train to `module.steps` with Lightning, from the last checkpoint in `checkpoints` when there is one."""
     trainer = Trainer(
         max_steps=module.steps,
