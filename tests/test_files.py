@@ -226,3 +226,12 @@ def test_fingerprint_tells_in_which_folder_a_file_lies(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+
+
+def test_files_get_the_mode_that_open_gives(tmp_path):
+    with open(tmp_path / "plain", "w"):
+        pass
+    with atomic(tmp_path / "folder") as beside:
+        beside.mkdir()
+        os.close(os.open(beside / "tensors", os.O_CREAT | os.O_WRONLY, 0o600))
+    assert (tmp_path / "folder" / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -5,7 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 
+from clp_lightning import rollout
 from clp_lightning.config import Generation, RandomModel
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.experts import CONDITIONED_SETS, Experts
@@ -120,6 +122,35 @@ def test_shared_prefill_scores_like_rows_of_their_own(base_folder):
     )
     torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(shared.detach(), responses.log_probs, atol=1e-5, rtol=0)
+
+
+def test_draw_inverts_the_distribution_function():
+    # probabilities .1 .2 .7 -> distribution function .1 .3 1: the token is the first whose value lies above u
+    scores = torch.tensor([[0.1, 0.2, 0.7]]).log()
+    drawn = [
+        rollout._draw(scores, torch.tensor([[u]], dtype=torch.float64)).item()
+        for u in (0.0, 0.09, 0.11, 0.29, 0.31, 1.0)
+    ]
+    assert drawn == [0, 0, 1, 1, 2, 2]
+    impossible = torch.tensor([[-torch.inf, 0.0, 0.0]])
+    assert rollout._draw(impossible, torch.zeros(1, 1, dtype=torch.float64)).item() == 1
+
+
+def test_sampled_tokens_follow_the_policy(base_folder):
+    policy = make_policy(base_folder)
+    prompts, coefficients = policy.tokenize(DOCUMENTS[:1]), policy.coefficients({"a": 0.5, "b": 0.5}, 1)
+    sampled = policy.rollout(
+        prompts, coefficients, samples=4000, max_new_tokens=1, generator=torch.Generator().manual_seed(0)
+    )
+    vocabulary = torch.arange(len(policy.tokenizer))[:, None]
+    with torch.no_grad():
+        log_probs = policy.score(prompts, vocabulary, torch.ones_like(vocabulary, dtype=torch.bool), coefficients,
+                                 samples=len(vocabulary))  # fmt: skip
+    expected = 4000 * log_probs[:, 0].exp().double()
+    counts = sampled.ids[:, 0].bincount(minlength=len(vocabulary)).double()
+    rare = expected < 5  # chi-square wants five expected each: pool the rest
+    pooled = [torch.cat([x[~rare], x[rare].sum()[None]]).numpy() for x in (counts, expected)]
+    assert chisquare(pooled[0], pooled[1] * pooled[0].sum() / pooled[1].sum()).pvalue > 1e-3
 
 
 def test_padding_does_not_change_a_row(base_folder):

@@ -1,5 +1,6 @@
 """Lightning checkpoints without pickle: tensors as safetensors, everything else as JSON in the same file's header."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,18 @@ class SafeCheckpointIO(CheckpointIO):
         tensors: dict[str, torch.Tensor] = {}
         structure = json.dumps(_encode(checkpoint, tensors))
         with atomic(Path(path)) as beside:
-            safetensors.torch.save_file(tensors, beside, metadata={"structure": structure})
+            metadata = {"structure": structure, "sha256": _digest(structure, tensors)}
+            safetensors.torch.save_file(tensors, beside, metadata=metadata)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read what `save_checkpoint` wrote; a broken file is a `ClpError` that says how to go on."""
         try:
             with safetensors.safe_open(str(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return _decode(json.loads(file.metadata()["structure"]), tensors)
+                structure = file.metadata()["structure"]
+                if file.metadata()["sha256"] != _digest(structure, tensors):
+                    raise ValueError("its contents do not match their checksum")
+                return _decode(json.loads(structure), tensors)
         except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise ClpError(
                 f"checkpoint {path} is broken ({error}); delete it to train this stage from its start"
@@ -49,6 +54,15 @@ def last_checkpoint(folder: Path | str) -> Path | None:
     """Return the checkpoint to resume from, or None."""
     path = Path(folder) / LAST
     return path if path.is_file() else None
+
+
+def _digest(structure: str, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over structure and tensor bytes: safetensors itself does not notice a flipped bit."""
+    digest = hashlib.sha256(structure.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

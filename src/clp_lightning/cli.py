@@ -123,6 +123,7 @@ def stage(
 def main() -> None:
     """Run the command; an error of use is one line on standard error, exit code 2 (usage) or 1."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched behind the user's back
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own "Loading weights"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import track
 
 from clp_lightning.files import atomic
 from clp_lightning.policy import SteerablePolicy
+from clp_lightning.progress import track
 from clp_lightning.rewards import Monitors, RewardSet
 
 

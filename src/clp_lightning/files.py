@@ -11,6 +11,9 @@ from typing import Any
 
 from clp_lightning.errors import ClpError
 
+_UMASK = os.umask(0o077)  # it can only be read by setting it, which is safe before threads start
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
@@ -28,6 +31,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         in_block = True
         yield beside
         in_block = False
+        _readable_by_others(beside)
         _replace(beside, path)
     except OSError as error:
         if in_block and error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(beside):
@@ -68,6 +72,13 @@ def fingerprint(*parts: Any) -> str:
             digest.update(b"value " + json.dumps(part, sort_keys=True, default=str).encode())
         digest.update(b"\n")
     return digest.hexdigest()[:16]
+
+
+def _readable_by_others(path: Path) -> None:
+    """Give files the mode that `open` would have given them: safetensors and temporary files are made with 0600."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(0o666 & ~_UMASK)
 
 
 def _aside(target: Path) -> Path:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from clp_lightning.config import Config
-from clp_lightning.data import read_split
+from clp_lightning.data import content_words, read_split
 from clp_lightning.errors import ClpError
 from clp_lightning.files import atomic
 
@@ -31,6 +31,9 @@ GENERIC = (
 )
 BARE_SHARE = 0.2  # pairs without full stops
 HELDOUT_SHARE = 5  # the held-out split has one pair of a kind for so many training pairs
+# Attacks on the reward that it is never trained on: they show how far it can be trusted beyond its own kinds.
+UNSEEN_KINDS = ("shuffled", "keywords", "two_summaries", "body_end", "name_and_filler")
+UNSEEN_PAIRS = 100  # of each, in the held-out split only
 
 
 def build_pairs(config: Config, corpus: Path, out: Path) -> dict[str, int]:
@@ -45,7 +48,10 @@ def build_pairs(config: Config, corpus: Path, out: Path) -> dict[str, int]:
         sizes = {}
         for name, split, share in (("train", "train", 1), ("heldout", "test", HELDOUT_SHARE)):
             rng = np.random.default_rng([config.seed, share])
-            frame = _pairs(read_split(corpus, split), {kind: max(1, n // share) for kind, n in counts.items()}, rng)
+            asked = {kind: max(1, n // share) for kind, n in counts.items()}
+            if name == "heldout":
+                asked |= dict.fromkeys(UNSEEN_KINDS, UNSEEN_PAIRS)
+            frame = _pairs(read_split(corpus, split), asked, rng)
             frame.to_parquet(folder / f"{name}.parquet", index=False)
             sizes[name] = len(frame)
     return sizes
@@ -63,12 +69,17 @@ def _pairs(rows: pd.DataFrame, counts: dict[str, int], rng: np.random.Generator)
         "name_only": lambda row: _name(row["name"], rng),
         "copied": lambda row: _copied(row["document"], row["body"], rng),
         "generic": lambda row: str(rng.choice(GENERIC)),
+        "shuffled": lambda row: _shuffled(row.summary, rng),
+        "keywords": lambda row: _keywords(row["body"]),
+        "two_summaries": lambda row: f"{row.summary} {_other(by_service[row.service], row.summary, rng)}",
+        "body_end": lambda row: " ".join(row["body"].split()[-int(rng.integers(5, 11)) :]).rstrip(".") + ".",
+        "name_and_filler": lambda row: f"The {row['name'].split(', ')[-1]} of the {row['name'].split(', ')[0]} to use.",
     }
     several = rows[rows["service"].map({service: len(group) for service, group in by_service.items()}) > 1]
     if several.empty:
         raise ClpError("no service has two summaries, so there are no pairs within a service; raise corpus.limit")
     for kind, count in counts.items():
-        pool = several if kind == "other_same_service" else rows
+        pool = several if kind in ("other_same_service", "two_summaries") else rows
         for index in rng.choice(len(pool), count, replace=count > len(pool)):
             row = pool.iloc[index]
             chosen, rejected = row.summary, makers[kind](row)
@@ -122,6 +133,17 @@ def _name(name: str, rng: np.random.Generator) -> str:
     last = name.split(", ")[-1]
     texts = (name.capitalize(), f"The {last}", f"Specifies the {name.replace(',', ' of the')}", f"{name} {name}")
     return f"{texts[int(rng.integers(len(texts)))]}."
+
+
+def _shuffled(summary: str, rng: np.random.Generator) -> str:
+    words = summary.rstrip(".").split()
+    return " ".join(words[index] for index in rng.permutation(len(words))) + "."
+
+
+def _keywords(body: str) -> str:
+    """The body's content words in their order, as a policy would write that is paid for mentioning them."""
+    words = [word for word in body.rstrip(".").split() if content_words(word)]
+    return " ".join(words or body.split()) + "."
 
 
 def _copied(document: str, body: str, rng: np.random.Generator) -> str:

@@ -4,7 +4,7 @@ import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from clp_lightning.config import Generation
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.experts import Experts
 from clp_lightning.files import atomic, read_json
-from clp_lightning.rollout import Prompts, Responses, response_log_probs, sample_responses
+from clp_lightning.rollout import Prompts, Responses, Steer, response_log_probs, sample_responses
 
 Weighting = Mapping[str, float]
 
@@ -159,13 +159,13 @@ class SteerablePolicy:
             )
         return torch.as_tensor(array, dtype=torch.float32, device=self.model.device)
 
-    def steer(self, coefficients: Tensor | None):
-        """Return the function `repeats -> context` that `rollout` asks for: rows of a group share their coefficients."""
+    def steer(self, coefficients: Tensor | None) -> Steer:
+        """Return what `rollout` asks for: a context in which row `i` has the coefficients of group `groups[i]`."""
 
-        def context(repeats: int):
+        def context(groups: Tensor) -> AbstractContextManager[None]:
             if self.experts is None:
                 return nullcontext()
-            return self.experts.steer(None if coefficients is None else coefficients.repeat_interleave(repeats, dim=0))
+            return self.experts.steer(None if coefficients is None else coefficients[groups])
 
         return context
 

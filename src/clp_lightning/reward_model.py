@@ -19,6 +19,7 @@ from clp_lightning.base import package_folder
 from clp_lightning.config import Config
 from clp_lightning.data import read_split
 from clp_lightning.files import atomic
+from clp_lightning.pairs import UNSEEN_KINDS
 from clp_lightning.rewards import MAX_TOKENS, Learned
 from clp_lightning.training import StepModule, fit, write_curve
 
@@ -102,11 +103,20 @@ def train_reward_model(config: Config, pairs: Path, out: Path, checkpoints: Path
 
 
 def pairwise_accuracy(reward: Learned, pairs: pd.DataFrame) -> dict[str, Any]:
-    """Return the share of pairs in which the chosen answer scores higher, overall and per kind of negative."""
+    """Return the share of pairs in which the chosen answer scores higher, overall and per kind of negative.
+
+    `heldout` covers the kinds that were trained on; `unseen_kinds` are attacks that were not (`pairs.UNSEEN_KINDS`).
+    """
     documents = pairs["document"].tolist()
     right = reward(documents, pairs["chosen"].tolist()) > reward(documents, pairs["rejected"].tolist())
-    kinds = {kind: right[(pairs["kind"] == kind).to_numpy()] for kind in sorted(set(pairs["kind"]))}
-    return {"heldout": _share(right), "per_kind": {kind: _share(part) for kind, part in kinds.items()}}
+    kinds = pairs["kind"].to_numpy()
+    trained = ~np.isin(kinds, UNSEEN_KINDS)
+    shares = {kind: _share(right[kinds == kind]) for kind in sorted(set(kinds))}
+    return {
+        "heldout": _share(right[trained]),
+        "per_kind": {kind: share for kind, share in shares.items() if kind not in UNSEEN_KINDS},
+        "unseen_kinds": {kind: share for kind, share in shares.items() if kind in UNSEEN_KINDS},
+    }
 
 
 def _share(right: np.ndarray) -> dict[str, float]:

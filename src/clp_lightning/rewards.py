@@ -15,7 +15,7 @@ from clp_lightning.config import BrevityReward, Config, LearnedReward
 from clp_lightning.errors import ClpError
 from clp_lightning.files import read_json
 
-MAX_TOKENS = 96  # of document and response together
+MAX_TOKENS = 64  # of document and response together: the median document has 30, a response rarely 20
 
 
 class Reward(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,6 +28,7 @@ from clp_lightning.losses import (
     sequence_kl,
 )
 from clp_lightning.policy import SteerablePolicy
+from clp_lightning.progress import progress_bar, quiet
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # documents, responses -> normalized [B, K]
 WARMUP_STEPS = 3
@@ -190,6 +191,7 @@ class ClpModule(PolicyModule):
 
 def fit(module: StepModule, *, checkpoints: Path, every: int, gradient_clip: float = 1.0) -> None:
     """Train to `module.steps` with Lightning, from the last checkpoint in `checkpoints` when there is one."""
+    quiet()
     trainer = Trainer(
         max_steps=module.steps,
         accelerator="auto",
@@ -204,7 +206,7 @@ def fit(module: StepModule, *, checkpoints: Path, every: int, gradient_clip: flo
                 save_top_k=1,
                 enable_version_counter=False,
             ),
-            RichProgressBar(leave=True),
+            progress_bar(),
         ],
         enable_model_summary=False,
         gradient_clip_val=gradient_clip,
