@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before anything imports the libraries that read these.
@@ -17,6 +18,11 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "2")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# A deadline in milliseconds measures the machine, not the code: the first call of a torch function may take half a second.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_configuration_cannot_be_changed(repository):
         ("seed", -1, "seed: input should be greater than or equal to 0, but found -1"),
         ("training.steps", 0, "training.steps: input should be greater than or equal to 1, but found 0"),
         ("training.samples_per_prompt", 1,
-         "training.samples_per_prompt: input should be greater than or equal to 2, but found 1"),
+         "training.samples_per_prompt: leave-one-out needs another sample; set it to 2 or more"),
         ("training.alpha", 1.5, "training.alpha: input should be less than or equal to 1, but found 1.5"),
         ("training.alpha", float("nan"), "training.alpha: input should be a finite number, but found nan"),
         ("training.learning_rate", 0.0, "training.learning_rate: input should be greater than 0, but found 0.0"),
@@ -106,7 +106,7 @@ def test_configuration_cannot_be_changed(repository):
         # not among the choices
         ("base.kind", "hub", "base: expected a kind among 'gguf', 'random', but found 'hub'"),
         ("methods.clp-full.weightings.kind", "uniform",
-         "methods.clp-full.weightings: expected a kind among 'dirichlet', 'vertices', but found 'uniform'"),
+         "methods.clp-full.weightings: expected a kind among 'dirichlet', 'mixture', 'vertices', 'fixed', but found 'uniform'"),
         # texts
         ("generation.template", "Summary:", "generation.template: must contain {document}, but found 'Summary:'"),
         ("methods.CLP Full", DEFAULT["methods"]["clp-full"],

@@ -15,19 +15,16 @@ SOURCES = {path.stem: path for path in (REPOSITORY / "src" / PACKAGE).glob("*.py
 PURE = {"errors", "files", "config", "weightings", "losses", "frontier"}
 STORE = {"store", "store_inputs", "store_publish", "store_schema"}
 DATA = {"data"} | STORE
-PARTS = {"base", "pairs", "checkpoints", "experts", "progress", "rollout", "rewards"}
+PARTS = {"base", "baselines", "checkpoints", "experts", "export", "loading", "pairs", "progress", "prompts", "rewards"}
+PARTS |= {"rollout", "trainer"}
 POLICY = {"policy"}
 WORK = {"training", "evaluation", "reward_model"}
 SURFACE = {"stages", "report", "picture", "cli", "workspace"}
 LAYERS = [PURE, DATA, PARTS, POLICY, WORK, SURFACE]
 
 HEAVY = {"torch", "transformers", "lightning", "peft", "matplotlib", "scipy", "moocore", "gguf", "botocore"}
-GLUE = {
-    "errors",
-    "files",
-    "config",
-    "progress",
-}  # they carry values and bytes and compute nothing: no reason to train again
+# They carry values and bytes and compute nothing, or (export) no stage calls them: no reason to train again.
+GLUE = {"errors", "files", "config", "progress", "export"}
 
 
 def imported(tree: ast.AST, *, inside_functions: bool) -> set[str]:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,10 +31,14 @@ def test_regularized_return_golden():
     assert losses.regularized_return(torch.tensor([4.0]), torch.tensor([2.0]), 0.25).tolist() == [2.5]
 
 
-def test_normalized_advantages_have_unit_mean_square():
-    normalized = losses.normalize_advantages(torch.tensor([3.0, -4.0]))
-    torch.testing.assert_close(normalized.square().mean(), torch.tensor(1.0))
-    assert losses.normalize_advantages(torch.zeros(3)).tolist() == [0, 0, 0]
+def test_kl_penalty_golden_and_gradient():
+    # rows of log-ratios (1, 3 masked) and (2, -1): k2 = 0.5 and 2 + 0.5; weighted (0.1 * 0.5 + 0.2 * 2.5) / 2 = 0.275
+    log_probs = torch.tensor([[1.0, 3.0], [2.0, -1.0]], requires_grad=True)
+    mask, alpha = torch.tensor([[True, False], [True, True]]), torch.tensor([0.1, 0.2])
+    value = losses.kl_penalty(log_probs, torch.zeros(2, 2), mask, alpha)
+    assert value.item() == pytest.approx(0.275)
+    value.backward()  # alpha_b * log-ratio / B
+    torch.testing.assert_close(log_probs.grad, torch.tensor([[0.05, 0.0], [0.2, -0.1]]))
 
 
 def test_policy_gradient_loss_has_the_policy_gradient():

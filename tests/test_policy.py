@@ -1,4 +1,4 @@
-"""Experts, rollouts and the policy on a tiny Llama in float32."""
+"""Rollouts, scoring, saving and use of the policy, on tiny models of every family in float32."""
 
 import copy
 
@@ -6,104 +6,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from tiny_models import DOCUMENTS, FAMILIES, GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
 
 from clp_lightning import rollout
-from clp_lightning.config import Generation, RandomModel
 from clp_lightning.errors import ClpError, UsageError
-from clp_lightning.experts import CONDITIONED_SETS, Experts
-from clp_lightning.policy import SteerablePolicy, hardware_dtype, load_base
-
-DOCUMENTS = ["create bucket: makes a bucket", "delete it: removes the whole thing for good and for ever", "list: all"]
-GENERATION = Generation(max_prompt_tokens=40, max_new_tokens=6, template="{document}\nSummary:")
-OBJECTIVES = ("a", "b")
+from clp_lightning.loading import hardware_dtype
+from clp_lightning.policy import SteerablePolicy
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    from clp_lightning.base import write_random
-
-    folder = tmp_path_factory.mktemp("models") / "reference"
-    write_random(RandomModel(kind="random", vocabulary=300, hidden=32, layers=2, heads=2), DOCUMENTS * 5, 0, folder)
-    return folder
-
-
-def make_policy(folder, conditioning="full", rank=3, experts=2):
-    model, tokenizer = load_base(folder, dtype=torch.float32)
-    added = Experts(model, conditioning=conditioning, experts=experts, rank=rank, seed=1)
-    torch.manual_seed(5)
-    for layer in added.layers.values():  # experts that matter: B starts at zero
-        layer.b.data.normal_(std=0.2)
-    return SteerablePolicy(model, tokenizer, GENERATION, objectives=OBJECTIVES[:experts], experts=added)
-
-
-def all_log_probs(policy, weightings):
-    with torch.no_grad():
-        return policy.log_probs(DOCUMENTS, ["makes one", "is gone", "a b c d"], weightings)[0]
-
-
-@pytest.mark.parametrize("conditioning", ["full", "attention", "logits"])
-def test_per_row_averaging_equals_the_merged_model_for_every_row(base_folder, conditioning):
-    policy = make_policy(base_folder, conditioning)
-    weightings = np.array([[0.2, 0.8], [1.0, 0.0], [0.5, 0.5]])
-    fused = all_log_probs(policy, weightings)
-    for row, weighting in enumerate(weightings):
-        merged = make_policy(base_folder, conditioning)
-        merged.experts.load_tensors(policy.experts.tensors())
-        merged.experts.merge(merged.model, torch.tensor(weighting, dtype=torch.float32))
-        plain = SteerablePolicy(merged.model, merged.tokenizer, GENERATION, objectives=OBJECTIVES)
-        torch.testing.assert_close(fused[row], all_log_probs(plain, None)[row], atol=1e-5, rtol=0)
-
-
-def test_a_row_without_coefficients_is_the_reference(base_folder):
-    model, tokenizer = load_base(base_folder, dtype=torch.float32)
-    reference = SteerablePolicy(model, tokenizer, GENERATION, objectives=OBJECTIVES)
-    expected = all_log_probs(reference, None)
-    policy = make_policy(base_folder)
-    torch.testing.assert_close(all_log_probs(policy, None), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(all_log_probs(policy, np.zeros((3, 2))), expected, atol=1e-6, rtol=0)
-
-
-def test_weighting_reaches_the_model_and_equal_experts_ignore_it(base_folder):
-    policy = make_policy(base_folder)
-    one, other = all_log_probs(policy, {"a": 1.0}), all_log_probs(policy, {"b": 1.0})
-    assert (one - other).abs().max() > 1e-2
-    for layer in policy.experts.layers.values():  # copy expert a over expert b
-        layer.a.data[3:] = layer.a.data[:3]
-        layer.b.data[:, 3:] = layer.b.data[:, :3]
-    torch.testing.assert_close(all_log_probs(policy, {"a": 1.0}), all_log_probs(policy, {"b": 1.0}), atol=1e-5, rtol=0)
-
-
-def test_permuting_objectives_and_weightings_together_changes_nothing(base_folder):
-    policy = make_policy(base_folder)
-    before = all_log_probs(policy, np.tile([0.3, 0.7], (3, 1)))
-    for layer in policy.experts.layers.values():
-        layer.a.data = layer.a.data[[3, 4, 5, 0, 1, 2]]
-        layer.b.data = layer.b.data[:, [3, 4, 5, 0, 1, 2]]
-    torch.testing.assert_close(all_log_probs(policy, np.tile([0.7, 0.3], (3, 1))), before, atol=1e-5, rtol=0)
-
-
-def test_gradient_agrees_with_finite_differences(base_folder):
-    policy = make_policy(base_folder, rank=2)
-    policy.model.double()
-    policy.experts.double()
-    policy.experts.dtype = torch.float64
-    ids, mask = policy.tokenize_responses(["makes one", "is gone", "a b c d"])
-    prompts, coefficients = policy.tokenize(DOCUMENTS), policy.coefficients({"a": 0.3, "b": 0.7}, 3)
-
-    def value():
-        return policy.score(prompts, ids, mask, coefficients).sum()
-
-    layer = policy.experts.layers["model.layers.0.mlp.up_proj"]
-    value().backward()
-    step = 1e-4
-    for parameter, index in ((layer.a, (0, 3)), (layer.b, (5, 1))):
-        parameter.data[index] += step
-        above = value().item()
-        parameter.data[index] -= 2 * step
-        below = value().item()
-        parameter.data[index] += step
-        # scores are float32 at the last step, so the difference carries about 1e-6 / step of noise
-        assert parameter.grad[index].item() == pytest.approx((above - below) / (2 * step), abs=5e-2, rel=2e-2)
+@pytest.fixture(scope="module", params=FAMILIES)
+def base_folder(request, tmp_path_factory):
+    return write_model(request.param, tmp_path_factory.mktemp(request.param) / "reference")
 
 
 def test_shared_prefill_scores_like_rows_of_their_own(base_folder):
@@ -150,6 +63,7 @@ def test_sampled_tokens_follow_the_policy(base_folder):
     counts = sampled.ids[:, 0].bincount(minlength=len(vocabulary)).double()
     rare = expected < 5  # chi-square wants five expected each: pool the rest
     pooled = [torch.cat([x[~rare], x[rare].sum()[None]]).numpy() for x in (counts, expected)]
+    pooled = [x[: len(x) - (pooled[1][-1] == 0)] for x in pooled]
     assert chisquare(pooled[0], pooled[1] * pooled[0].sum() / pooled[1].sum()).pvalue > 1e-3
 
 
@@ -162,12 +76,11 @@ def test_padding_does_not_change_a_row(base_folder):
 
 def test_greedy_generation_equals_transformers_own(base_folder):
     policy = make_policy(base_folder)
-    policy.experts.merge(policy.model, torch.tensor([1.0, 0.0]))
-    plain = SteerablePolicy(policy.model, policy.tokenizer, GENERATION, objectives=OBJECTIVES)
+    plain = policy.materialize({"a": 1.0})
     tokens = plain.tokenize(DOCUMENTS[:1])
     ids = plain.model.generate(
         input_ids=tokens.ids, attention_mask=tokens.mask.long(), max_new_tokens=6, do_sample=False
-    )[0, tokens.ids.shape[1] :]
+    )[0, 1 if plain.model.config.is_encoder_decoder else tokens.ids.shape[1] :]
     assert plain.decode(ids[None]) == plain.generate(DOCUMENTS[:1], None, temperature=0)
 
 
@@ -203,21 +116,16 @@ def test_bad_use_is_one_line(base_folder):
         policy.generate([], {"a": 1.0})
     with pytest.raises(UsageError, match="3 prompts but weightings of shape"):
         policy.generate(DOCUMENTS, [{"a": 1.0}])
-    with pytest.raises(UsageError, match="both must be >= 1"):
-        make_policy(base_folder, rank=0)
-    with pytest.raises(UsageError, match="has no linear layer of the set"):
-        Experts(torch.nn.Sequential(torch.nn.Linear(2, 2)), conditioning="full", experts=1, rank=1)
-
-
-def test_conditioned_sets_cover_the_layers_they_name(base_folder):
-    counts = {name: len(make_policy(base_folder, name).experts.layers) for name in CONDITIONED_SETS}
-    assert counts == {"full": 15, "attention": 8, "logits": 1, "blocks": 14}  # 2 layers of 7, and the output layer
+    if not policy.model.config.is_encoder_decoder:  # T5's relative positions know no limit
+        policy.model.config.max_position_embeddings = 45
+        with pytest.raises(UsageError, match="prompt and response of 46 tokens exceed the model's context of 45"):
+            SteerablePolicy(policy.model, policy.tokenizer, GENERATION, objectives=OBJECTIVES)
 
 
 def test_merging_a_tied_output_layer_leaves_the_embedding(base_folder):
     policy = make_policy(base_folder, "logits")
     embedding = copy.deepcopy(policy.model.get_input_embeddings().weight)
-    policy.experts.merge(policy.model, torch.tensor([1.0, 0.0]))
+    policy.materialize({"a": 1.0})
     torch.testing.assert_close(policy.model.get_input_embeddings().weight, embedding)
     assert policy.model.config.tie_word_embeddings is False
 

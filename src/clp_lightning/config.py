@@ -111,20 +111,36 @@ class Training(Section):
     """The budget and the objective, the same for every method."""
 
     steps: Positive
-    prompts_per_step: Positive
-    samples_per_prompt: Annotated[int, Field(ge=2)]  # leave-one-out needs another sample
+    accumulate: Positive  # micro-batches per optimizer step
+    devices: Positive  # processes, each with a micro-batch of its own
+    prompts_per_step: Positive  # of a micro-batch, each with a weighting of its own
+    samples_per_prompt: Positive
     learning_rate: Rate
-    rank: Positive
-    alpha: Share
+    rank: Positive | Literal["full"]  # of a low-rank expert, or experts with all parameters of their layers
+    alpha: Share  # KL strength
+    alpha_high: Share | None  # if given, alpha is drawn from [alpha, alpha_high], and the policy is conditioned on it
+    kl: Literal[
+        "reward", "loss"
+    ]  # where the KL penalty enters: sequence-level in the return, or token-level in the loss
+    baseline: Literal["leave_one_out", "regression", "value"]
+    advantages: Literal["batch", "objective", "none"]  # what they are normalized over
     gradient_clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Positive
 
 
 class Dirichlet(Section):
-    """Q: weightings from a symmetric Dirichlet distribution."""
+    """Q: weightings from a symmetric Dirichlet distribution; concentration 1 is uniform."""
 
     kind: Literal["dirichlet"]
     concentration: Annotated[float, Field(gt=0)]
+
+
+class Mixture(Section):
+    """Q: a vertex with probability `corner_mass`, else from a symmetric Dirichlet distribution."""
+
+    kind: Literal["mixture"]
+    concentration: Annotated[float, Field(gt=0)]
+    corner_mass: Share
 
 
 class Vertices(Section):
@@ -133,11 +149,33 @@ class Vertices(Section):
     kind: Literal["vertices"]
 
 
-class Method(Section):
-    """One row of the method table: the conditioned set S and the distribution Q of weightings."""
+class Fixed(Section):
+    """Q: one weighting (multi-objective RLHF, one model per weighting)."""
 
-    conditioning: Literal["full", "attention", "logits"]
-    weightings: Annotated[Dirichlet | Vertices, Field(discriminator="kind")]
+    kind: Literal["fixed"]
+    weighting: dict[str, float]
+
+
+Distribution = Dirichlet | Mixture | Vertices | Fixed
+
+
+class Method(Section):
+    """One row of the method table: what is conditioned on the weighting, and the distribution Q of weightings."""
+
+    conditioning: Literal["full", "attention", "logits", "none"]  # the set S of layers with an expert per objective
+    shared: bool  # theta_rest: one more expert, the same for all weightings, on every other linear layer
+    prompted: bool  # whether the weighting is also written into the prompt
+    weightings: Annotated[Distribution, Field(discriminator="kind")]
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> "Method":
+        if self.conditioning == "none" and not self.shared:
+            raise ValueError("conditioning: none without shared: true leaves nothing to train; set shared to true")
+        return self
+
+
+# Normalizing each objective's advantages needs them per objective, which only leave-one-out gives.
+_BASELINE = {"batch": "", "none": "", "objective": "leave_one_out"}
 
 
 class Evaluation(Section):
@@ -185,6 +223,13 @@ class Config(Section):
             raise ValueError("methods.reference: this name is kept for the reference policy; choose another")
         if self.corpus.validation_services + self.corpus.test_services >= 1:
             raise ValueError("corpus: validation_services and test_services leave nothing to train on; lower them")
+        training = self.training
+        if training.samples_per_prompt < 2 and "leave_one_out" in (training.baseline, _BASELINE[training.advantages]):
+            raise ValueError("training.samples_per_prompt: leave-one-out needs another sample; set it to 2 or more")
+        if training.alpha_high is not None and training.alpha_high <= training.alpha:
+            raise ValueError(
+                "training.alpha_high: must be larger than training.alpha; null trains at that one KL strength"
+            )
         return self
 
     @property

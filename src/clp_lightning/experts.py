@@ -1,19 +1,21 @@
 """Per-objective experts on linear layers, averaged per row: `theta(w) = theta_rest + sum_i w_i theta_S^(i)`.
 
-A linear layer is linear in its parameters, so averaging M low-rank experts per row is exact without a copy of the
-parameters per weighting: with the A's stacked to [M*r, in] and the B's to [out, M*r],
+A linear layer is linear in its parameters, so averaging M experts per row is exact without a copy of the parameters per
+weighting. With low-rank experts, the A's stacked to [M*r, in] and the B's to [out, M*r],
 
-    y = W x + B (c * (A x)),    c = coefficients of the row, each repeated r times.
+    y = W x + B (c * (A x)),    c = coefficients of the row, each repeated r times;
 
-Two matrix products serve every expert and every weighting. A row whose coefficients are all 0 is the frozen base
-model, bit for bit up to the addition of zero.
+with full-rank ones, stacked to [M*out, in], `y = W x + sum_i c_i (D_i x)`. Two matrix products (one) serve every expert and
+every weighting. A row whose coefficients are all 0 is the frozen base model, bit for bit up to the addition of zero.
+Layers outside of S may carry one expert that all weightings share (`theta_rest`); its coefficient is the sum of the row's, so
+1 for a weighting, `1 - alpha` where the KL strength is conditioned on, and 0 for the reference policy.
 """
 
 import contextlib
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,102 +23,153 @@ from torch.nn import functional
 
 from clp_lightning.errors import UsageError
 
-# Which linear layers belong to the conditioned set S, as patterns on module names (Llama-type layouts).
+# Linear layers by role, as patterns on module names: Llama-type layouts (Gemma, Qwen, Mistral, ...) and T5's.
+_ATTENTION = r".*(\.(q_proj|k_proj|v_proj|o_proj)|Attention\.(q|k|v|o))"
+_MLP = r".*\.(gate_proj|up_proj|down_proj|wi|wi_0|wi_1|wo)"
+_LOGITS = r"(.*\.)?lm_head"
+# The conditioned set S of each variant (the paper's full-, attn- and logit-CLP; none for prompt-CLP).
 CONDITIONED_SETS = {
-    "full": r"(.*\.)?(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|lm_head)",
-    "attention": r".*\.(q_proj|k_proj|v_proj|o_proj)",
-    "logits": r"lm_head",
-    "blocks": r".*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+    "full": f"{_ATTENTION}|{_MLP}|{_LOGITS}",
+    "attention": _ATTENTION,
+    "logits": _LOGITS,
+    "none": r"(?!)",
+    "blocks": f"{_ATTENTION}|{_MLP}",
 }
+Rank = int | Literal["full"]
 
 
 class Steering:
-    """The coefficients of the rows in flight, shared by all conditioned layers of a model."""
+    """The scales of the rows in flight, shared by all layers of a model; None: the base model alone."""
 
     def __init__(self) -> None:
-        self.scale: Tensor | None = None  # [B, 1, M*r]; None: the base model alone
+        self.conditioned: Tensor | None = None  # [B, 1, K*r], or [B, 1, K] at full rank
+        self.shared: Tensor | None = None  # [B, 1, r], or [B, 1, 1]
 
 
 class ConditionedLinear(nn.Module):
-    """A frozen linear layer with M low-rank experts; input [B, T, in], output [B, T, out]."""
+    """A frozen linear layer with M experts; input [B, T, in], output [B, T, out]. `role` names its scale in `Steering`."""
 
     def __init__(
-        self, base: nn.Linear, experts: int, rank: int, steering: Steering, generator: torch.Generator
+        self,
+        base: nn.Linear,
+        experts: int,
+        rank: Rank,
+        steering: Steering,
+        role: Literal["conditioned", "shared"],
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.base, self.steering = base, steering
-        bound = math.sqrt(3 / base.in_features)
-        a = torch.empty(experts * rank, base.in_features).uniform_(-bound, bound, generator=generator)
-        self.a = nn.Parameter(a.to(base.weight.device))  # float32: small steps vanish in bfloat16
-        self.b = nn.Parameter(torch.zeros(base.out_features, experts * rank, device=base.weight.device))
-        self.cast: tuple[Tensor, Tensor] | None = None  # A and B in the base's dtype, while generating
+        self.base, self.steering, self.role, self.experts, self.rank = base, steering, role, experts, rank
+        device = base.weight.device  # parameters are float32: small steps vanish in bfloat16
+        if rank == "full":
+            self.delta = nn.Parameter(torch.zeros(experts * base.out_features, base.in_features, device=device))
+        else:
+            bound = math.sqrt(3 / base.in_features)
+            a = torch.empty(experts * rank, base.in_features).uniform_(-bound, bound, generator=generator)
+            self.a = nn.Parameter(a.to(device))
+            self.b = nn.Parameter(torch.zeros(base.out_features, experts * rank, device=device))
+        self.cast: list[Tensor] | None = None  # the parameters in the base's dtype, while generating
+
+    @property
+    def weight(self) -> Tensor:
+        """The base layer's weight: T5 looks at its type."""
+        return self.base.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the base layer and, for rows that are steered, the weighted experts."""
-        y = self.base(x)
-        if self.steering.scale is None:
+        y, scale = self.base(x), getattr(self.steering, self.role)
+        if scale is None:
             return y
-        a, b = self.cast or (self.a.to(x.dtype), self.b.to(x.dtype))
-        return y + functional.linear(functional.linear(x, a) * self.steering.scale, b)
+        parameters = self.cast or [parameter.to(x.dtype) for parameter in self.own()]
+        if self.rank == "full":
+            each = functional.linear(x, parameters[0]).unflatten(-1, (self.experts, -1))  # [B, T, M, out]
+            return y + (each * scale[..., None]).sum(-2)
+        a, b = parameters
+        return y + functional.linear(functional.linear(x, a) * scale, b)
+
+    def own(self) -> list[Tensor]:
+        """The experts' parameters: [A, B], or [D] at full rank."""
+        return [self.delta] if self.rank == "full" else [self.a, self.b]
+
+    @torch.no_grad()
+    def update(self, coefficients: Tensor, scaling: float) -> Tensor:
+        """Return what the experts add to the base weight at `coefficients` [M], float32 [out, in]."""
+        if self.rank == "full":
+            each = self.delta.unflatten(0, (self.experts, -1))
+            return scaling * torch.einsum("m,moi->oi", coefficients, each)
+        return (self.b * (scaling * coefficients).repeat_interleave(self.rank)) @ self.a
 
 
 class Experts(nn.Module):
-    """All experts of a model: M of rank r on every layer of the conditioned set.
+    """All experts of a model: K on every layer of the conditioned set, and with `shared` one on every other linear layer.
 
-    The base model's linear layers are replaced in place and its parameters frozen. Raises `UsageError` when the model
-    has no layer of the set.
+    The base model's linear layers are replaced in place and its parameters frozen. `rank` is that of a low-rank expert, or
+    "full". Raises `UsageError` when the model has no layer to train.
     """
 
     def __init__(
-        self, model: nn.Module, *, conditioning: str, experts: int, rank: int, scaling: float = 2.0, seed: int = 0
+        self,
+        model: nn.Module,
+        *,
+        conditioning: str,
+        experts: int,
+        rank: Rank,
+        shared: bool = False,
+        scaling: float = 2.0,
+        seed: int = 0,
     ):
         super().__init__()
-        if experts < 1 or rank < 1:
+        if experts < 1 or (rank != "full" and rank < 1):
             raise UsageError(f"experts={experts}, rank={rank}: both must be >= 1")
-        self.count, self.rank, self.scaling, self.conditioning = experts, rank, scaling, conditioning
+        self.count, self.rank, self.scaling, self.conditioning, self.shared = (
+            experts, rank, scaling if rank != "full" else 1.0, conditioning, shared
+        )  # fmt: skip
         self.steering = Steering()
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         self.layers: dict[str, ConditionedLinear] = {}
-        pattern = re.compile(CONDITIONED_SETS[conditioning])
+        everything = re.compile(CONDITIONED_SETS["full"])
+        chosen = re.compile(CONDITIONED_SETS[conditioning])
         for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and pattern.fullmatch(name):
-                layer = ConditionedLinear(module, experts, rank, self.steering, generator)
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, layer)
+            conditioned = bool(chosen.fullmatch(name))
+            if isinstance(module, nn.Linear) and (conditioned or (shared and everything.fullmatch(name))):
+                count, role = (experts, "conditioned") if conditioned else (1, "shared")
+                layer = ConditionedLinear(module, count, rank, self.steering, role, generator)  # type: ignore[arg-type]
+                _put(model, name, layer)
                 self.layers[name] = layer
-        if not self.layers:
+        if not any(layer.role == "conditioned" for layer in self.layers.values()) and not (
+            conditioning == "none" and self.layers
+        ):
             raise UsageError(
-                f"{type(model).__name__} has no linear layer of the set {conditioning!r} ({pattern.pattern})"
+                f"{type(model).__name__} has no linear layer of the set {conditioning!r} ({chosen.pattern}); choose another "
+                "conditioning, or a model of the Llama, Gemma or T5 type"
             )
         self.dtype = next(iter(self.layers.values())).base.weight.dtype
-        self.parameters_by_name = nn.ParameterDict(
-            {
-                f"{name}.{part}".replace(".", "/"): getattr(layer, part)
-                for name, layer in self.layers.items()
-                for part in "ab"
-            }
-        )
+        self.parameters_by_name = nn.ParameterDict({
+            name.replace(".", "/"): parameter for name, parameter in self._named().items()
+        })  # fmt: skip
 
     @contextlib.contextmanager
     def steer(self, coefficients: Tensor | None) -> Iterator[None]:
-        """Make every forward in the block use `coefficients` [B, M], one row per row of the batch; None: the base model."""
-        before = self.steering.scale
-        if coefficients is not None:
-            scale = (coefficients * self.scaling).repeat_interleave(self.rank, dim=1)
-            self.steering.scale = scale[:, None, :].to(self.dtype)
+        """Make every forward in the block use `coefficients` [B, K], one row per row of the batch; None: the base model."""
+        before = self.steering.conditioned, self.steering.shared
+        if coefficients is None:
+            self.steering.conditioned = self.steering.shared = None
         else:
-            self.steering.scale = None
+            repeats = 1 if self.rank == "full" else self.rank
+            scaled = coefficients * self.scaling
+            self.steering.conditioned = scaled.repeat_interleave(repeats, dim=1)[:, None].to(self.dtype)
+            self.steering.shared = scaled.sum(1, keepdim=True).expand(-1, repeats)[:, None].to(self.dtype)
         try:
             yield
         finally:
-            self.steering.scale = before
+            self.steering.conditioned, self.steering.shared = before
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Cast the experts once for a block without gradients, instead of once per generated token."""
         for layer in self.layers.values():
-            layer.cast = (layer.a.detach().to(self.dtype), layer.b.detach().to(self.dtype))
+            layer.cast = [parameter.detach().to(self.dtype) for parameter in layer.own()]
         try:
             yield
         finally:
@@ -124,8 +177,8 @@ class Experts(nn.Module):
                 layer.cast = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the experts' parameters by name (`LAYER.a` [M*r, in], `LAYER.b` [out, M*r]), for safetensors."""
-        return {f"{name}.{part}": getattr(layer, part).detach() for name, layer in self.layers.items() for part in "ab"}
+        """Return the experts' parameters by name: `LAYER.a` [M*r, in] and `LAYER.b` [out, M*r], or `LAYER.delta`."""
+        return {name: parameter.detach() for name, parameter in self._named().items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Copy parameters in from `tensors()`; raises KeyError or RuntimeError when names or shapes differ."""
@@ -135,18 +188,31 @@ class Experts(nn.Module):
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
+    def layer_coefficients(self, layer: ConditionedLinear, coefficients: Tensor) -> Tensor:
+        """Return what a layer's own experts get of one row of coefficients [K]: all of it, or their sum if shared."""
+        return coefficients if layer.role == "conditioned" else coefficients.sum(0, keepdim=True)
+
     @torch.no_grad()
     def merge(self, model: Any, coefficients: Tensor) -> None:
-        """Fold one weighting [M] into the base parameters and give `model` its plain linear layers back.
+        """Fold one row of coefficients [K] into the base parameters and give `model` its plain linear layers back.
 
         A tied output layer gets parameters of its own first, so that the embedding stays as it is.
         """
-        scale = (coefficients * self.scaling).repeat_interleave(self.rank)
         for name, layer in self.layers.items():
-            update = (layer.b * scale) @ layer.a
+            update = layer.update(self.layer_coefficients(layer, coefficients), self.scaling)
             merged = layer.base.weight.float() + update
             layer.base.weight = nn.Parameter(merged.to(layer.base.weight.dtype), requires_grad=False)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer.base)
-            if name == "lm_head" and hasattr(model, "config"):
+            _put(model, name, layer.base)
+            if re.fullmatch(_LOGITS, name) and hasattr(model, "config"):
                 model.config.tie_word_embeddings = False
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}.{part}": parameter for name, layer in self.layers.items()
+            for part, parameter in layer.named_parameters(recurse=False)
+        }  # fmt: skip
+
+
+def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)

@@ -15,8 +15,20 @@ def sequence_kl(log_probs: Tensor, ref_log_probs: Tensor, response_mask: Tensor)
     return ((log_probs - ref_log_probs) * response_mask).sum(-1)
 
 
-def regularized_return(scalarized_reward: Tensor, kl: Tensor, alpha: float) -> Tensor:
-    """Return `(1 - alpha) * w.R - alpha * KL`, [B]: the objective of CLP for one sample (arXiv 2407.15762)."""
+def kl_penalty(log_probs: Tensor, ref_log_probs: Tensor, response_mask: Tensor, alpha: Tensor) -> Tensor:
+    """Return `mean_b(alpha_b * sum_t (log-ratio)^2 / 2)` (Schulman's k2), a loss term; `alpha` is [B] or a scalar.
+
+    Its gradient is that of the per-token reverse KL at the states that were visited; the effect of a token on later
+    states' KL is left out, which `regularized_return` includes.
+    """
+    return (alpha * (0.5 * (log_probs - ref_log_probs).square() * response_mask).sum(-1)).mean()
+
+
+def regularized_return(scalarized_reward: Tensor, kl: Tensor, alpha: Tensor | float) -> Tensor:
+    """Return `(1 - alpha) * w.R - alpha * KL`, [B]: the objective of CLP for one sample (arXiv 2407.15762).
+
+    `alpha` is one KL strength, or one per row [B].
+    """
     return (1 - alpha) * scalarized_reward - alpha * kl
 
 
@@ -28,11 +40,6 @@ def leave_one_out_advantages(returns: Tensor, samples: int) -> Tensor:
     grouped = returns.view(-1, samples)
     others = (grouped.sum(-1, keepdim=True) - grouped) / (samples - 1)
     return (grouped - others).reshape(-1)
-
-
-def normalize_advantages(advantages: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Divide advantages [B] by their root mean square, which keeps the step size comparable across batches."""
-    return advantages / (advantages.square().mean().sqrt() + epsilon)
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:

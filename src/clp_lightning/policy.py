@@ -1,8 +1,6 @@
 """SteerablePolicy: a language model whose every row takes its own trade-off between the objectives."""
 
-import functools
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -12,57 +10,28 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clp_lightning import weightings as simplex
 from clp_lightning.config import Generation
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.experts import Experts
+from clp_lightning.export import export
 from clp_lightning.files import atomic, read_json
+from clp_lightning.loading import load_base
+from clp_lightning.prompts import PromptTemplate
 from clp_lightning.rollout import Prompts, Responses, Steer, response_log_probs, sample_responses
 
 Weighting = Mapping[str, float]
 
 
-@functools.lru_cache(maxsize=1)
-def hardware_dtype() -> torch.dtype:
-    """Return bfloat16 where the processor computes it in hardware *and* faster than float32, float32 elsewhere.
-
-    Some processors with AVX512-bf16 multiply bfloat16 matrices at half the speed of float32 ones (docs/log.md), so on a CPU
-    a layer-sized product decides, measured in turns, a few milliseconds in all.
-    """
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
-        return torch.float32
-    seconds: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
-    for _ in range(5):
-        for dtype, times in seconds.items():
-            x, w = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-            functional.linear(x, w)
-            started = time.perf_counter()
-            functional.linear(x, w)
-            times.append(time.perf_counter() - started)
-    return min(seconds, key=lambda dtype: min(seconds[dtype]))
-
-
-def load_base(
-    folder: Path | str, *, dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a transformers causal model and its tokenizer (padding on the left); a missing folder is a `ClpError`."""
-    if not (Path(folder) / "config.json").is_file():
-        raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=dtype or hardware_dtype(), local_files_only=True
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
-    return model.to(device).eval(), tokenizer
-
-
 class SteerablePolicy:
-    """Model, tokenizer and experts; without experts it is the reference policy."""
+    """Model, tokenizer and experts; without experts it is the reference policy.
+
+    `prompted` policies read their weighting in the prompt too (prompt-CLP and combinations with it). `takes_alpha` says
+    that the policy was trained at many KL strengths and takes one per row. Raises `UsageError` when prompt and response
+    together exceed the model's context.
+    """
 
     def __init__(
         self,
@@ -72,9 +41,19 @@ class SteerablePolicy:
         *,
         objectives: Sequence[str],
         experts: Experts | None = None,
+        prompted: bool = False,
+        takes_alpha: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.generation, self.experts = model, tokenizer, generation, experts
-        self.objectives = tuple(objectives)
+        self.objectives, self.prompted, self.takes_alpha = tuple(objectives), prompted, takes_alpha
+        context = getattr(model.config, "max_position_embeddings", None)
+        self.template = PromptTemplate(tokenizer, generation, self.objectives, states_alpha=takes_alpha)
+        needed = self.template.longest(prompted=prompted)
+        if context is not None and needed > context:
+            raise UsageError(
+                f"generation: prompt and response of {needed} tokens exceed the model's context of {context}; lower "
+                "generation.max_prompt_tokens or generation.max_new_tokens"
+            )
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, dtype: torch.dtype | None = None) -> "SteerablePolicy":
@@ -91,6 +70,7 @@ class SteerablePolicy:
             conditioning=card["conditioning"],
             experts=len(card["objectives"]),
             rank=card["rank"],
+            shared=card["shared"],
             scaling=card["scaling"],
         )
         try:
@@ -101,7 +81,15 @@ class SteerablePolicy:
             ) from error
         experts.to(base.device)
         generation = Generation.model_validate(card["generation"])
-        return cls(base, tokenizer, generation, objectives=card["objectives"], experts=experts)
+        return cls(
+            base,
+            tokenizer,
+            generation,
+            objectives=card["objectives"],
+            experts=experts,
+            prompted=card["prompted"],
+            takes_alpha=card["takes_alpha"],
+        )
 
     def save(self, folder: Path | str, *, base_model: str, **extra: Any) -> None:
         """Write experts and card atomically; `base_model` is the base's folder relative to `folder`."""
@@ -111,6 +99,9 @@ class SteerablePolicy:
             "base_model": base_model,
             "conditioning": self.experts.conditioning,
             "rank": self.experts.rank,
+            "shared": self.experts.shared,
+            "prompted": self.prompted,
+            "takes_alpha": self.takes_alpha,
             "scaling": self.experts.scaling,
             "generation": self.generation.model_dump(),
             **extra,
@@ -121,30 +112,25 @@ class SteerablePolicy:
             safetensors.torch.save_file(tensors, beside / "experts.safetensors")
             (beside / "clp.json").write_text(json.dumps(card, indent=2) + "\n")
 
-    def tokenize(self, documents: Sequence[str]) -> Prompts:
-        """Fill the prompt template and tokenize; [G, P] left-padded.
+    def tokenize(self, documents: Sequence[str], coefficients: Tensor | None = None) -> Prompts:
+        """Fill the prompt template and tokenize; `coefficients` [G, K] are written in if the policy is prompted."""
+        written = coefficients.tolist() if self.prompted and coefficients is not None else None
+        return self.template.prompts(documents, written, self.model.device)
 
-        A document too long for `max_prompt_tokens` loses words at its end, never the template's tail. Raises
-        `UsageError` for an empty document, with its number.
+    def tokenize_responses(self, responses: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize responses as the policy would write them; ids and mask [B, T], right-padded."""
+        return self.template.responses(responses, max_tokens, self.model.device)
+
+    def coefficients(
+        self,
+        weightings: Weighting | Sequence[Weighting] | np.ndarray | None,
+        rows: int,
+        alphas: float | Sequence[float] | np.ndarray | None = None,
+    ) -> Tensor | None:
+        """Return the experts' coefficients `(1 - alpha) w`, [rows, K]: one weighting (and alpha) for all rows, or one each.
+
+        None is the reference policy, and so is `alpha = 1`. A policy trained at one KL strength takes no alphas.
         """
-        head, tail = self.generation.template.split("{document}")
-        for row, document in enumerate(documents):
-            if not document.strip():
-                raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
-        encode = lambda texts: self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
-        head_ids, tail_ids = (encode([part])[0] if part else [] for part in (head, tail))
-        room = self.generation.max_prompt_tokens - len(head_ids) - len(tail_ids)
-        rows = [head_ids + ids[:room] + tail_ids for ids in encode([text.strip() for text in documents])]
-        width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
-        mask = torch.tensor(
-            [[False] * (width - len(row)) + [True] * len(row) for row in rows], device=self.model.device
-        )
-        return Prompts(ids, mask)
-
-    def coefficients(self, weightings: Weighting | Sequence[Weighting] | np.ndarray | None, rows: int) -> Tensor | None:
-        """Return the experts' coefficients [rows, K]: one weighting for all rows, or one per row; None is the reference."""
         if weightings is None or self.experts is None:
             return None
         if isinstance(weightings, np.ndarray):
@@ -157,7 +143,43 @@ class SteerablePolicy:
             raise UsageError(
                 f"{rows} prompts but weightings of shape {array.shape}; give one weighting, or one per prompt"
             )
+        if alphas is not None:
+            if not self.takes_alpha:
+                raise UsageError("alpha: this policy was trained at one KL strength and takes none; leave it out")
+            array = array * (1 - simplex.alphas(alphas, rows))[:, None]
         return torch.as_tensor(array, dtype=torch.float32, device=self.model.device)
+
+    def materialize(self, weighting: Weighting | np.ndarray, *, alpha: float | None = None) -> "SteerablePolicy":
+        """Fold one weighting into the model and return it as a plain policy; this policy's own model is consumed.
+
+        A prompted policy still needs its weighting in the prompt: see `PromptTemplate.written`.
+        """
+        assert self.experts is not None
+        one = weighting[None] if isinstance(weighting, np.ndarray) else weighting
+        coefficients: Any = self.coefficients(one, 1, alpha)
+        self.experts.merge(self.model, coefficients[0])
+        return SteerablePolicy(self.model, self.tokenizer, self.generation, objectives=self.objectives)
+
+    def export(
+        self, weighting: Weighting | np.ndarray, out_dir: Path | str, format: str = "hf", *, alpha: float | None = None
+    ) -> None:
+        """Write one weighting as a plain checkpoint ("hf") or an adapter ("peft"); "hf" consumes this policy's model.
+
+        transformers and peft load the folder without this package. `clp_export.json` in it names the weighting, and what
+        a prompted policy's prompts must begin with. Raises `UsageError` for bad weightings, formats and policies.
+        """
+        if self.experts is None:
+            raise UsageError("this policy has no experts: it is a plain model folder already")
+        one = weighting[None] if isinstance(weighting, np.ndarray) else weighting
+        coefficients: Any = self.coefficients(one, 1, alpha)
+        row = coefficients[0].tolist()
+        note = {
+            "objectives": list(self.objectives),
+            "coefficients": row,
+            "template": self.generation.template,
+            "prompt_begins_with": self.template.written(row) if self.prompted else "",
+        }
+        export(self.model, self.tokenizer, self.experts, coefficients[0], out_dir, format=format, note=note)
 
     def steer(self, coefficients: Tensor | None) -> Steer:
         """Return what `rollout` asks for: a context in which row `i` has the coefficients of group `groups[i]`."""
@@ -177,26 +199,38 @@ class SteerablePolicy:
         samples: int,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        uniform: Tensor | None = None,
         max_new_tokens: int | None = None,
     ) -> Responses:
-        """Sample `samples` responses per prompt; see `rollout.Responses` for shapes."""
+        """Sample `samples` responses per prompt; see `rollout.Responses` for shapes.
+
+        The random numbers are `uniform`, float64 [B, T] in [0, 1), or else drawn from `generator`.
+        """
+        if uniform is None:
+            size = len(prompts.ids) * samples, max_new_tokens or self.generation.max_new_tokens
+            uniform = torch.rand(size, generator=generator, device=prompts.ids.device, dtype=torch.float64)
         with self._frozen():
             return sample_responses(
                 self.model,
                 self.steer(coefficients),
                 prompts,
+                uniform,
                 samples=samples,
-                max_new_tokens=max_new_tokens or self.generation.max_new_tokens,
                 end_id=self.tokenizer.eos_token_id,
                 pad_id=self.tokenizer.pad_token_id,
                 temperature=temperature,
-                generator=generator,
             )
 
     def score(
         self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
     ) -> Tensor:
         """Return log-probabilities of responses under these coefficients, float32 [B, T]; None is the reference."""
+        return self.score_and_states(prompts, ids, mask, coefficients, samples=samples)[0]
+
+    def score_and_states(
+        self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `score` does, and the last hidden state of each prompt [G, H], for learned baselines."""
         return response_log_probs(self.model, self.steer(coefficients), prompts, ids, mask, samples=samples)
 
     def decode(self, ids: Tensor) -> list[str]:
@@ -208,6 +242,7 @@ class SteerablePolicy:
         prompts: Sequence[str],
         weightings: Weighting | Sequence[Weighting] | np.ndarray | None,
         *,
+        alphas: float | Sequence[float] | np.ndarray | None = None,
         temperature: float = 1.0,
         seed: int = 0,
         batch_size: int = 32,
@@ -215,19 +250,20 @@ class SteerablePolicy:
     ) -> list[str]:
         """Generate one response per prompt, each row with its own weighting.
 
-        `weightings`: one dict for all, one per prompt, float [N, K], or None for the reference policy. Temperature 0 is
-        greedy. Raises `UsageError` for bad weightings or an empty prompt.
+        `weightings`: one dict for all, one per prompt, float [N, K], or None for the reference policy. `alphas`: KL
+        strengths (0..1), for a policy that takes them. Temperature 0 is greedy. Raises `UsageError` for bad weightings or
+        an empty prompt.
         """
         if not prompts:
             raise UsageError("no prompts; give at least one text")
-        coefficients = self.coefficients(weightings, len(prompts))
+        coefficients = self.coefficients(weightings, len(prompts), alphas)
         generator = torch.Generator(device=self.model.device).manual_seed(seed)
         texts: list[str] = []
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
             part = None if coefficients is None else coefficients[rows]
             responses = self.rollout(
-                self.tokenize(prompts[rows]),
+                self.tokenize(prompts[rows], part),
                 part,
                 samples=1,
                 temperature=temperature,
@@ -243,22 +279,13 @@ class SteerablePolicy:
         prompts: Sequence[str],
         responses: Sequence[str],
         weightings: Weighting | Sequence[Weighting] | np.ndarray | None,
+        *,
+        alphas: float | Sequence[float] | np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return token log-probabilities of given responses, float32 [B, T], and `response_mask` [B, T]."""
         ids, mask = self.tokenize_responses(responses)
-        return self.score(self.tokenize(prompts), ids, mask, self.coefficients(weightings, len(prompts))), mask
-
-    def tokenize_responses(self, responses: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor]:
-        """Tokenize responses with the template's space before and the end-of-text token behind; [B, T] right-padded."""
-        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        rows = self.tokenizer([f" {text.strip()}" for text in responses], add_special_tokens=False)["input_ids"]
-        rows = [[*row, end][:max_tokens] for row in rows]
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.model.device)
-        mask = torch.tensor(
-            [[True] * len(row) + [False] * (width - len(row)) for row in rows], device=self.model.device
-        )
-        return ids, mask
+        coefficients = self.coefficients(weightings, len(prompts), alphas)
+        return self.score(self.tokenize(prompts, coefficients), ids, mask, coefficients), mask
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:

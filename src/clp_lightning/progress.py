@@ -18,6 +18,18 @@ Item = TypeVar("Item")
 class ProgressLines(ProgressBar):
     """Prints `step 12 of 45, 1:40 left, loss 0.31` every few seconds, for logs that show no moving bar."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Print nothing: Lightning asks this of every process but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self.enabled = True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a resumed run estimates from its own steps."""
         self.started = self.printed = time.monotonic()
@@ -28,7 +40,7 @@ class ProgressLines(ProgressBar):
     ) -> None:
         """Print a line when the last one is old, and after the last step."""
         now, step, steps = time.monotonic(), trainer.global_step, trainer.max_steps
-        if step < steps and now - self.printed < LINE_SECONDS:
+        if not self.enabled or (step < steps and now - self.printed < LINE_SECONDS):
             return
         self.printed = now
         left = (now - self.started) / max(1, step - self.first) * (steps - step)

@@ -21,7 +21,7 @@ from clp_lightning.data import read_split
 from clp_lightning.files import atomic
 from clp_lightning.pairs import UNSEEN_KINDS
 from clp_lightning.rewards import MAX_TOKENS, Learned
-from clp_lightning.training import StepModule, fit, write_curve
+from clp_lightning.trainer import StepModule, fit, write_curve
 
 WARMUP_SHARE = 0.1
 
@@ -61,7 +61,7 @@ class RewardModule(StepModule):
         tokens = self.tokenizer(
             [*rows["document"], *rows["document"]],
             [*rows["chosen"], *rows["rejected"]],
-            truncation="only_first",
+            truncation=True,
             max_length=MAX_TOKENS,
             padding=True,
             return_tensors="pt",

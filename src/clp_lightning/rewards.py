@@ -58,7 +58,7 @@ class Learned:
             tokens = tokenizer(
                 [documents[row] for row in rows],
                 [responses[row] for row in rows],
-                truncation="only_first",
+                truncation=True,
                 max_length=MAX_TOKENS,
                 padding=True,
                 return_tensors="pt",

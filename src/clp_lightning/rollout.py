@@ -1,18 +1,18 @@
 """Sampling responses and scoring them, with one prompt pass for all samples of a group.
 
 The samples of a group (one prompt, one weighting) share the forward, and in training the backward, of their prompt: it
-runs once and its keys and values are expanded to the samples.
-Shapes: G groups, S samples each, B = G * S rows in group order, P prompt tokens (left-padded), T response tokens.
+runs once and its keys and values (an encoder-decoder's encoder states) are expanded to the samples.
+Shapes: G groups, S samples each, B = G * S rows in group order, P prompt tokens (left-padded), T response tokens, H hidden.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache
 
 # A context in which the model's rows are steered; the argument [rows] names the group whose coefficients each row has.
 Steer = Callable[[Tensor], AbstractContextManager[None]]
@@ -33,99 +33,126 @@ class Responses(NamedTuple):
     log_probs: Tensor  # [B, T] float32, at sampling time
 
 
-def prefill(model: PreTrainedModel, prompts: Prompts, samples: int) -> tuple[Tensor, DynamicCache]:
-    """Run the prompts once; return the last hidden state of each, [B, 1, H], and the cache expanded to B rows."""
-    cache = DynamicCache(config=model.config)
-    output = model.base_model(
-        input_ids=prompts.ids,
-        attention_mask=prompts.mask.long(),
-        position_ids=_positions(prompts.mask),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    if samples > 1:
-        cache.batch_repeat_interleave(samples)
-    return output.last_hidden_state[:, -1:].repeat_interleave(samples, dim=0), cache
+class Prefix:
+    """Prompts that were read once and expanded to B rows; responses are read on top, some tokens at a time."""
+
+    def __init__(self, model: Any, prompts: Prompts, steer: Steer, *, samples: int) -> None:
+        self.model, self.steer = model, steer
+        groups = torch.arange(len(prompts.ids), device=prompts.ids.device)
+        self.rows = groups.repeat_interleave(samples)  # [B], the group of each row
+        self.mask = prompts.mask.repeat_interleave(samples, dim=0)
+        if model.config.is_encoder_decoder:
+            with steer(groups):
+                states = model.get_encoder()(input_ids=prompts.ids, attention_mask=prompts.mask.long())[0]
+            self.states = states.repeat_interleave(samples, dim=0)
+            self.cache: Any = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+            start = torch.full_like(self.rows[:, None], model.config.decoder_start_token_id)
+            self.last = self._decode(start)
+        else:
+            self.cache = DynamicCache(config=model.config)
+            with steer(groups):
+                last = model.base_model(
+                    input_ids=prompts.ids,
+                    attention_mask=prompts.mask.long(),
+                    position_ids=(prompts.mask.long().cumsum(-1) - 1).clamp(min=0),
+                    past_key_values=self.cache,
+                    use_cache=True,
+                )[0][:, -1:]
+            if samples > 1:
+                self.cache.batch_repeat_interleave(samples)
+            self.last = last.repeat_interleave(samples, dim=0)  # [B, 1, H], what the first token is drawn from
+            self.position = self.mask.sum(-1, keepdim=True)
+
+    def extend(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Read tokens `ids` [B, N], of which those in `mask` count; return their hidden states [B, N, H]."""
+        if self.model.config.is_encoder_decoder:
+            return self._decode(ids)
+        self.mask = torch.cat([self.mask, mask], dim=1)
+        positions = self.position + torch.arange(ids.shape[1], device=ids.device)
+        self.position = self.position + ids.shape[1]
+        with self.steer(self.rows):
+            return self.model.base_model(
+                input_ids=ids,
+                attention_mask=self.mask.long(),
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            )[0]
+
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return next-token logits, float32 [N, V], of hidden states [N, 1, H] that belong to groups `rows` (all B in order)."""
+        config = self.model.config
+        if getattr(config, "scale_decoder_outputs", False):  # T5 v1.0 ties its output layer to the embedding
+            hidden = hidden * config.d_model**-0.5
+        with self.steer(self.rows if rows is None else rows):
+            logits = self.model.get_output_embeddings()(hidden)[:, 0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _decode(self, ids: Tensor) -> Tensor:
+        # right padding follows a row's last token that counts, so causality alone keeps it out
+        with self.steer(self.rows):
+            return self.model.get_decoder()(
+                input_ids=ids,
+                encoder_hidden_states=self.states,
+                encoder_attention_mask=self.mask.long(),
+                past_key_values=self.cache,
+                use_cache=True,
+            )[0]
 
 
 @torch.no_grad()
 def sample_responses(
-    model: PreTrainedModel,
+    model: Any,
     steer: Steer,
     prompts: Prompts,
+    uniform: Tensor,
     *,
     samples: int,
-    max_new_tokens: int,
     end_id: int,
     pad_id: int,
     temperature: float,
-    generator: torch.Generator | None,
 ) -> Responses:
-    """Sample S responses per prompt token by token; temperature 0 is greedy.
+    """Sample S responses per prompt of at most T tokens from the random numbers `uniform` [B, T]; temperature 0 is greedy.
 
-    Log-probabilities are those of the policy itself (temperature 1), whatever the sampling temperature. All random
-    numbers are drawn first, one per row and token: two policies that start from the same generator state sample with the
-    same numbers, which makes comparisons between them paired.
+    Two policies that sample with the same numbers are paired: where their distributions agree, so do their tokens.
+    Log-probabilities are those of the policy itself (temperature 1), whatever the sampling temperature.
     """
-    head, groups = model.get_output_embeddings(), torch.arange(len(prompts.ids), device=prompts.ids.device)
-    with steer(groups):
-        hidden, cache = prefill(model, prompts, samples)
-    mask = prompts.mask.repeat_interleave(samples, dim=0)
-    uniform = torch.rand(max_new_tokens, len(mask), 1, generator=generator, device=mask.device, dtype=torch.float64)
-    position = mask.sum(-1, keepdim=True)
-    alive = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
+    prefix = Prefix(model, prompts, steer, samples=samples)
+    hidden, tokens = prefix.last, uniform.shape[1]
+    alive = torch.ones(len(uniform), dtype=torch.bool, device=hidden.device)
     ids, masks, log_probs = [], [], []
-    with steer(groups.repeat_interleave(samples)):
-        for step in range(max_new_tokens):
-            scores = functional.log_softmax(head(hidden)[:, -1].float(), dim=-1)
-            token = scores.argmax(-1) if temperature == 0 else _draw(scores / temperature, uniform[step])
-            token = token.where(alive, torch.full_like(token, pad_id))
-            ids.append(token)
-            masks.append(alive)
-            log_probs.append(scores.gather(-1, token[:, None]).squeeze(-1) * alive)
-            alive = alive & (token != end_id)
-            if step == max_new_tokens - 1 or not alive.any():
-                break
-            mask = torch.cat([mask, masks[-1][:, None]], dim=1)
-            hidden = model.base_model(
-                input_ids=token[:, None],
-                attention_mask=mask.long(),
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            position = position + 1
+    for step in range(tokens):
+        scores = functional.log_softmax(prefix.logits(hidden), dim=-1)
+        token = scores.argmax(-1) if temperature == 0 else _draw(scores / temperature, uniform[:, step, None])
+        token = token.where(alive, torch.full_like(token, pad_id))
+        ids.append(token)
+        masks.append(alive)
+        log_probs.append(scores.gather(-1, token[:, None]).squeeze(-1) * alive)
+        alive = alive & (token != end_id)
+        if step == tokens - 1 or not alive.any():
+            break
+        hidden = prefix.extend(token[:, None], masks[-1][:, None])
     return Responses(torch.stack(ids, 1), torch.stack(masks, 1), torch.stack(log_probs, 1))
 
 
 def response_log_probs(
-    model: PreTrainedModel, steer: Steer, prompts: Prompts, ids: Tensor, mask: Tensor, *, samples: int
-) -> Tensor:
-    """Return log pi(y_t | x, y_<t) of given responses, float32 [B, T], 0 where `mask` is False; differentiable.
+    model: Any, steer: Steer, prompts: Prompts, ids: Tensor, mask: Tensor, *, samples: int
+) -> tuple[Tensor, Tensor]:
+    """Return log pi(y_t | x, y_<t) of given responses, float32 [B, T], and the prompts' last hidden states [G, H].
 
-    The output layer, a fifth of a small model's work, sees the positions that count and no padding.
+    Log-probabilities are 0 where `mask` is False, and differentiable. The output layer, a fifth of a small model's work,
+    sees the positions that count and no padding.
     """
-    groups = torch.arange(len(prompts.ids), device=ids.device)
-    with steer(groups):
-        hidden, cache = prefill(model, prompts, samples)
-    rows = groups.repeat_interleave(samples)
+    prefix = Prefix(model, prompts, steer, samples=samples)
+    hidden = prefix.last
     if ids.shape[1] > 1:
-        prompt_mask = prompts.mask.repeat_interleave(samples, dim=0)
-        positions = prompt_mask.sum(-1, keepdim=True) + torch.arange(ids.shape[1] - 1, device=ids.device)
-        with steer(rows):
-            rest = model.base_model(
-                input_ids=ids[:, :-1],
-                attention_mask=torch.cat([prompt_mask, mask[:, :-1]], dim=1).long(),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        hidden = torch.cat([hidden, rest], dim=1)
-    with steer(rows[:, None].expand_as(mask)[mask]):  # every position as a row of its own
-        logits = model.get_output_embeddings()(hidden[mask][:, None])[:, 0]
-    log_probs = torch.zeros(ids.shape, device=ids.device)
-    log_probs[mask] = -functional.cross_entropy(logits.float(), ids[mask], reduction="none")
-    return log_probs
+        hidden = torch.cat([hidden, prefix.extend(ids[:, :-1], mask[:, :-1])], dim=1)
+    logits = prefix.logits(hidden[mask][:, None], prefix.rows[:, None].expand_as(mask)[mask])
+    log_probs = logits.new_zeros(ids.shape)
+    log_probs[mask] = -functional.cross_entropy(logits, ids[mask], reduction="none")
+    return log_probs, prefix.last[::samples, 0].detach()
 
 
 def _draw(scores: Tensor, uniform: Tensor) -> Tensor:
@@ -133,10 +160,6 @@ def _draw(scores: Tensor, uniform: Tensor) -> Tensor:
 
     `torch.multinomial` draws a number per token of the vocabulary instead of one, a tenth of a CPU rollout's time.
     """
-    distribution = scores.softmax(-1, dtype=torch.float64).cumsum(-1)
+    distribution = scores.softmax(-1).cumsum(-1, dtype=torch.float64)
     token = torch.searchsorted(distribution, uniform * distribution[:, -1:], right=True).squeeze(-1)
     return token.clamp(max=scores.shape[-1] - 1)  # rounding could reach the end
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)

@@ -37,8 +37,10 @@ def sft(config: Config) -> None:
     import torch
 
     from clp_lightning.experts import Experts
-    from clp_lightning.policy import SteerablePolicy, load_base
-    from clp_lightning.training import SftModule, fit
+    from clp_lightning.loading import load_base
+    from clp_lightning.policy import SteerablePolicy
+    from clp_lightning.trainer import fit
+    from clp_lightning.training import SftModule
 
     model, tokenizer = load_base(BASE)
     experts = Experts(model, conditioning="blocks", experts=1, rank=config.sft.rank, seed=config.seed)
@@ -77,7 +79,8 @@ def reward_model(config: Config) -> None:
 
 def normalization(config: Config) -> None:
     """Measure mean and deviation of every reward on samples of the reference policy, once."""
-    from clp_lightning.policy import SteerablePolicy, load_base
+    from clp_lightning.loading import load_base
+    from clp_lightning.policy import SteerablePolicy
     from clp_lightning.rewards import RewardSet, measure_normalization
 
     model, tokenizer = load_base(REFERENCE)
@@ -94,24 +97,48 @@ def normalization(config: Config) -> None:
 def train(config: Config, method: str) -> None:
     """Train one method of the table."""
     from clp_lightning.experts import Experts
-    from clp_lightning.policy import SteerablePolicy, load_base
+    from clp_lightning.loading import load_base
+    from clp_lightning.policy import SteerablePolicy
     from clp_lightning.rewards import RewardSet
-    from clp_lightning.training import ClpModule, fit, write_curve
+    from clp_lightning.trainer import fit, write_curve
+    from clp_lightning.training import ClpModule
 
     row, budget = _method(config, method), config.training
     model, tokenizer = load_base(REFERENCE)
     experts = Experts(
-        model, conditioning=row.conditioning, experts=len(config.objectives), rank=budget.rank, seed=config.seed
+        model,
+        conditioning=row.conditioning,
+        experts=len(config.objectives),
+        rank=budget.rank,
+        shared=row.shared,
+        seed=config.seed,
     )
-    policy = SteerablePolicy(model, tokenizer, config.generation, objectives=config.objectives, experts=experts)
+    policy = SteerablePolicy(
+        model,
+        tokenizer,
+        config.generation,
+        objectives=config.objectives,
+        experts=experts,
+        prompted=row.prompted,
+        takes_alpha=budget.alpha_high is not None,
+    )
     rewards = RewardSet.from_config(config, Path("."), NORMALIZATION)
     documents = data.read_split(CORPUS, "train")["document"].tolist()
     module = ClpModule(policy, budget, row.weightings, documents, rewards, config.seed)
     inputs = (CORPUS, NORMALIZATION, REFERENCE, REWARD_MODEL)
     checkpoints = _checkpoints(f"train-{method}", budget, row, config.generation, config.seed, *inputs)
-    fit(module, checkpoints=checkpoints, every=budget.checkpoint_every, gradient_clip=budget.gradient_clip)
+    fit(
+        module,
+        checkpoints=checkpoints,
+        every=budget.checkpoint_every,
+        gradient_clip=budget.gradient_clip,
+        devices=budget.devices,
+    )
+    if not module.trainer.is_global_zero:
+        return
+    groups = budget.steps * budget.accumulate * budget.devices * budget.prompts_per_step
     cost = {
-        "rollouts": budget.steps * budget.prompts_per_step * budget.samples_per_prompt,
+        "rollouts": groups * budget.samples_per_prompt,
         "generated_tokens": module.generated_tokens,
         "train_seconds": round(sum(row["seconds"] for row in module.curve), 1),
         "stored_parameters": sum(tensor.numel() for tensor in experts.tensors().values()),
@@ -129,7 +156,8 @@ def train(config: Config, method: str) -> None:
 def evaluate(config: Config, method: str) -> None:
     """Sample one method, or `reference`, on unseen services at every weighting of the grid."""
     from clp_lightning.evaluation import evaluate as sweep
-    from clp_lightning.policy import SteerablePolicy, load_base
+    from clp_lightning.loading import load_base
+    from clp_lightning.policy import SteerablePolicy
     from clp_lightning.rewards import Monitors, RewardSet
     from clp_lightning.weightings import lattice
 
@@ -231,7 +259,7 @@ def _metrics(stage: str, values: dict[str, Any]) -> None:
 
 
 def _curve(stage: str, rows: list[dict[str, float]]) -> None:
-    from clp_lightning.training import write_curve
+    from clp_lightning.trainer import write_curve
 
     with atomic(REPORTS / "curves" / f"{stage}.csv") as beside:
         write_curve(rows, beside)

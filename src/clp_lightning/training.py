@@ -4,76 +4,50 @@ One trainer serves every method: CLP draws weightings from a Dirichlet distribut
 All randomness of a step derives from (seed, step), so a run that was interrupted equals one that was not.
 """
 
-import csv
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from clp_lightning import weightings as simplex
-from clp_lightning.checkpoints import SafeCheckpointIO, last_checkpoint
-from clp_lightning.config import Dirichlet, Sft, Training, Vertices
+from clp_lightning.baselines import Group, build_baseline
+from clp_lightning.config import Dirichlet, Distribution, Fixed, Mixture, Sft, Training, Vertices
 from clp_lightning.losses import (
+    kl_penalty,
     leave_one_out_advantages,
-    normalize_advantages,
     policy_gradient_loss,
     regularized_return,
     sequence_kl,
 )
 from clp_lightning.policy import SteerablePolicy
-from clp_lightning.progress import progress_bar, quiet
+from clp_lightning.trainer import StepModule
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # documents, responses -> normalized [B, K]
 WARMUP_STEPS = 3
 
 
 def draw_weightings(
-    distribution: Dirichlet | Vertices, rng: np.random.Generator, count: int, objectives: int
+    distribution: Distribution, rng: np.random.Generator, count: int, objectives: Sequence[str]
 ) -> np.ndarray:
     """Draw [count, K] weightings from a method's Q."""
-    if isinstance(distribution, Dirichlet):
-        return simplex.dirichlet(rng, count, objectives, concentration=distribution.concentration)
-    return simplex.vertices(rng, count, objectives)
-
-
-class StepModule(LightningModule):
-    """What every trainer of the pipeline shares: steps known by their number, and a curve that survives a resume."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-        self.curve: list[dict[str, float]] = []
-
-    def train_dataloader(self) -> DataLoader:
-        """One item per step; what a step reads follows from its number alone, also after a resume."""
-        return DataLoader(range(self.steps), batch_size=None)  # type: ignore[arg-type]
-
-    def linear_decay(self, optimizer: torch.optim.Optimizer, warmup: int) -> dict[str, Any]:
-        """Pair an optimizer with a schedule: linear warm-up over `warmup` steps, then linear decay to 0."""
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warmup, 1.0) * max(1 - step / self.steps, 0.0)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def record(self, **values: float) -> None:
-        """Keep one row of the training curve and show it on the progress bar."""
-        self.curve.append({"step": self.global_step, **values})
-        self.log_dict(dict(values), prog_bar=True, batch_size=1)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The curve travels with the checkpoint, so that a resumed run has all of it."""
-        checkpoint["curve"] = self.curve
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the curve where the checkpoint left it."""
-        self.curve = [dict(row) for row in checkpoint["curve"]]
+    match distribution:
+        case Dirichlet():
+            return simplex.dirichlet(rng, count, len(objectives), concentration=distribution.concentration)
+        case Mixture():
+            return simplex.mixture(
+                rng,
+                count,
+                len(objectives),
+                concentration=distribution.concentration,
+                corner_mass=distribution.corner_mass,
+            )
+        case Vertices():
+            return simplex.vertices(rng, count, len(objectives))
+        case Fixed():
+            return np.tile(simplex.to_array(distribution.weighting, objectives), (count, 1))
 
 
 class PolicyModule(StepModule):
@@ -81,8 +55,8 @@ class PolicyModule(StepModule):
 
     policy: SteerablePolicy
 
-    def __init__(self, policy: SteerablePolicy, *, learning_rate: float, steps: int) -> None:
-        super().__init__(steps)
+    def __init__(self, policy: SteerablePolicy, *, learning_rate: float, steps: int, accumulate: int = 1) -> None:
+        super().__init__(steps, accumulate=accumulate)
         assert policy.experts is not None
         self.experts = policy.experts.parameters_by_name  # registers the parameters to train, and nothing else
         self.__dict__["policy"] = policy  # the frozen model is no part of a checkpoint
@@ -90,7 +64,7 @@ class PolicyModule(StepModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW without weight decay (it would pull the experts towards the reference)."""
-        optimizer = torch.optim.AdamW(self.experts.values(), lr=self.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.0)
         return self.linear_decay(optimizer, WARMUP_STEPS)
 
 
@@ -117,66 +91,113 @@ class SftModule(PolicyModule):
 
 
 class ClpModule(PolicyModule):
-    """CLP: one policy for every weighting (arXiv 2407.15762), by REINFORCE with a leave-one-out baseline.
+    """CLP: one policy for every weighting (arXiv 2407.15762), by REINFORCE with a baseline.
 
-    `rewards(documents, responses)` returns normalized rewards [B, K].
+    `rewards(documents, responses)` returns normalized rewards [B, K]. The KL strength is `config.alpha`, or with
+    `config.alpha_high` drawn from between them per group; the policy is then conditioned on it.
     """
 
     def __init__(
         self,
         policy: SteerablePolicy,
         config: Training,
-        distribution: Dirichlet | Vertices,
+        distribution: Distribution,
         documents: Sequence[str],
         rewards: RewardFunction,
         seed: int,
     ) -> None:
-        super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps)
+        super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
         self.config, self.distribution, self.documents = config, distribution, documents
         self.rewards, self.seed, self.generated_tokens = rewards, seed, 0
+        hidden = policy.model.config.hidden_size
+        self.baseline = build_baseline(config.baseline, hidden=hidden, objectives=len(policy.objectives))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One on-policy gradient step; the lines follow the algorithm."""
-        samples, alpha, started = self.config.samples_per_prompt, self.config.alpha, time.monotonic()
-        rng = np.random.default_rng([self.seed, self.global_step])
-        generator = torch.Generator(device=self.device).manual_seed(int(rng.integers(2**62)))
+        started, samples = time.monotonic(), self.config.samples_per_prompt
 
-        # x ~ D, w ~ Q: one prompt and one weighting per group
-        chosen = rng.choice(len(self.documents), self.config.prompts_per_step, replace=False)
-        documents = [self.documents[row] for row in chosen]
-        weightings = draw_weightings(self.distribution, rng, len(documents), len(self.policy.objectives))
-        prompts, coefficients = self.policy.tokenize(documents), self.policy.coefficients(weightings, len(documents))
+        # x ~ D, (w, alpha) ~ Q: one prompt, one weighting and one KL strength per group
+        documents, weightings, alphas, uniform = self._draw(batch_idx)
+        conditioned_on = alphas if self.policy.takes_alpha else None
+        coefficients: Any = self.policy.coefficients(weightings, len(documents), conditioned_on)
+        prompts = self.policy.tokenize(documents, coefficients)
 
         # y ~ pi_w(. | x): several samples share the prompt's forward
-        responses = self.policy.rollout(prompts, coefficients, samples=samples, generator=generator)
+        responses = self.policy.rollout(prompts, coefficients, samples=samples, uniform=uniform)
         ids, mask = responses.ids, responses.mask
 
-        # w . R(x, y)
+        # R(x, y)
         rewards = self.rewards(np.repeat(documents, samples).tolist(), self.policy.decode(ids))
-        scalarized = torch.as_tensor((np.repeat(weightings, samples, axis=0) * rewards).sum(-1)).to(ids.device)
+        w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (weightings, alphas))
 
         # log pi_w and log pi_ref; a row without coefficients is the reference
         log_probs = self.policy.score(prompts, ids, mask, coefficients, samples=samples)
         with torch.no_grad():
-            ref_log_probs = self.policy.score(prompts, ids, mask, None, samples=samples)
+            plain = self.policy.tokenize(documents) if self.policy.prompted else prompts
+            ref_log_probs, states = self.policy.score_and_states(plain, ids, mask, None, samples=samples)
 
-        # (1 - alpha) w . R - alpha KL, against the group's other samples
+        # (1 - alpha) w . R - alpha KL, against the baseline
         kl = sequence_kl(log_probs.detach(), ref_log_probs, mask)
-        returns = regularized_return(scalarized, kl, alpha)
-        advantages = normalize_advantages(leave_one_out_advantages(returns, samples)).float()
-        loss = policy_gradient_loss(log_probs, advantages, mask)
+        group = Group(coefficients, states)
+        advantages, baseline_loss = self._advantages(torch.as_tensor(rewards).to(w), kl, w, alpha, group)
+        scale = self._scale(advantages)
+        loss = policy_gradient_loss(log_probs, (advantages / scale).float(), mask) + baseline_loss
+        if self.config.kl == "loss":
+            loss = loss + kl_penalty(log_probs, ref_log_probs, mask, alpha / scale)
 
-        self.generated_tokens += int(mask.sum())
+        self.generated_tokens += int(self.trainer.strategy.reduce(mask.sum().float(), reduce_op="sum"))
         named = {f"reward_{name}": float(rewards[:, k].mean()) for k, name in enumerate(self.policy.objectives)}
         self.record(
             loss=loss.item(),
-            scalarized_reward=float(scalarized.mean()),
+            scalarized_reward=float((np.repeat(weightings, samples, axis=0) * rewards).sum(-1).mean()),
             kl=float(kl.mean()),
             length=float(mask.sum(-1).float().mean()),
             **named,
             seconds=time.monotonic() - started,
         )
         return loss
+
+    def _draw(self, batch_idx: int) -> tuple[list[str], np.ndarray, np.ndarray, Tensor]:
+        """Return this step's documents [G], weightings [G, K], alphas [G] and random numbers [B, T].
+
+        All of it follows from (seed, step, micro-batch). Several processes draw the whole batch and each takes its part,
+        so that they compute what one process with a batch of that size would.
+        """
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        own, config = self.config.prompts_per_step, self.config
+        rng = np.random.default_rng([self.seed, self.global_step, batch_idx % config.accumulate])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        chosen = rng.choice(len(self.documents), own * world, replace=len(self.documents) < own * world)
+        weightings = draw_weightings(self.distribution, rng, own * world, self.policy.objectives)
+        high = config.alpha if config.alpha_high is None else config.alpha_high
+        alphas = rng.uniform(config.alpha, high, own * world)
+        rows = own * world * config.samples_per_prompt
+        uniform = torch.rand(rows, self.policy.generation.max_new_tokens, generator=generator, dtype=torch.float64)
+        part = slice(rank * own, (rank + 1) * own)
+        part_rows = slice(part.start * config.samples_per_prompt, part.stop * config.samples_per_prompt)
+        documents = [self.documents[row] for row in chosen[part]]
+        return documents, weightings[part], alphas[part], uniform[part_rows].to(self.device)
+
+    def _advantages(
+        self, rewards: Tensor, kl: Tensor, weightings: Tensor, alphas: Tensor, group: Group
+    ) -> tuple[Tensor, Tensor]:
+        """Return advantages [B] of the regularized return and the baseline's own loss; rewards are [B, K], alphas [B]."""
+        penalty = kl if self.config.kl == "reward" else torch.zeros_like(kl)
+        if self.config.advantages == "objective":  # each objective's advantages at the same scale, then weighted
+            samples = len(rewards) // len(group.states)
+            each = torch.stack([leave_one_out_advantages(column, samples) for column in rewards.T], dim=1)
+            scalarized = (weightings * each / self._scale(each)).sum(-1)
+            advantages = regularized_return(scalarized, leave_one_out_advantages(penalty, samples), alphas)
+            return advantages, kl.new_zeros(())
+        returns = regularized_return((weightings * rewards).sum(-1), penalty, alphas)
+        return self.baseline(returns, group)
+
+    def _scale(self, advantages: Tensor) -> Tensor:
+        """Root mean square over the rows of all processes; 1 when advantages are not normalized."""
+        if self.config.advantages == "none":
+            return advantages.new_ones(())
+        square = advantages.square().mean(0)
+        return self.trainer.strategy.reduce(square, reduce_op="mean").sqrt().clamp(min=1e-6)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Costs are counted over all sessions of a run."""
@@ -187,38 +208,3 @@ class ClpModule(PolicyModule):
         """Continue the counts."""
         super().on_load_checkpoint(checkpoint)
         self.generated_tokens = checkpoint["generated_tokens"]
-
-
-def fit(module: StepModule, *, checkpoints: Path, every: int, gradient_clip: float = 1.0) -> None:
-    """Train to `module.steps` with Lightning, from the last checkpoint in `checkpoints` when there is one."""
-    quiet()
-    trainer = Trainer(
-        max_steps=module.steps,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        plugins=[SafeCheckpointIO()],
-        callbacks=[
-            ModelCheckpoint(
-                dirpath=checkpoints,
-                filename="last",
-                every_n_train_steps=every,
-                save_top_k=1,
-                enable_version_counter=False,
-            ),
-            progress_bar(),
-        ],
-        enable_model_summary=False,
-        gradient_clip_val=gradient_clip,
-        log_every_n_steps=1,
-    )
-    last = last_checkpoint(checkpoints)
-    trainer.fit(module, ckpt_path=str(last) if last else None)
-
-
-def write_curve(rows: list[dict[str, float]], path: Path) -> None:
-    """Write a training curve as CSV: `step`, then every recorded value."""
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

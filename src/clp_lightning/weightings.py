@@ -54,6 +54,16 @@ def describe(weighting: Sequence[float], objectives: Sequence[str]) -> str:
     return ",".join(f"{name}={value:.4g}" for name, value in zip(objectives, weighting, strict=True))
 
 
+def alphas(values: float | Sequence[float] | np.ndarray, rows: int) -> np.ndarray:
+    """Return KL strengths as float64 [rows]: one for all rows, or one each; raises `UsageError` outside of 0..1."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape not in ((), (rows,)):
+        raise UsageError(f"alpha: {rows} prompts but values of shape {array.shape}; give one value, or one per prompt")
+    if not ((array >= 0) & (array <= 1)).all():
+        raise UsageError(f"alpha: must lie between 0 and 1 (1 is the reference policy), but found {array.tolist()}")
+    return np.broadcast_to(array, (rows,))
+
+
 def lattice(objectives: int, points_per_edge: int) -> np.ndarray:
     """Return the simplex lattice, float64 [N, K], lexicographically ascending: every vertex, equal steps between.
 
@@ -67,6 +77,15 @@ def lattice(objectives: int, points_per_edge: int) -> np.ndarray:
 def dirichlet(rng: np.random.Generator, count: int, objectives: int, *, concentration: float) -> np.ndarray:
     """Draw [count, K] weightings from Dirichlet(concentration, ..., concentration); 1 is uniform, less favours corners."""
     return rng.dirichlet(np.full(objectives, concentration), size=count)
+
+
+def mixture(
+    rng: np.random.Generator, count: int, objectives: int, *, concentration: float, corner_mass: float
+) -> np.ndarray:
+    """Draw [count, K] weightings: a vertex with probability `corner_mass`, else from Dirichlet(concentration)."""
+    inner = dirichlet(rng, count, objectives, concentration=concentration)
+    corner = rng.random(count) < corner_mass
+    return np.where(corner[:, None], vertices(rng, count, objectives), inner)
 
 
 def vertices(rng: np.random.Generator, count: int, objectives: int) -> np.ndarray:

@@ -1,0 +1,55 @@
+"""Loading a transformers folder as the model that is steered, in the precision that suits the hardware."""
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from clp_lightning.errors import ClpError
+
+
+@functools.lru_cache(maxsize=1)
+def hardware_dtype() -> torch.dtype:
+    """Return bfloat16 where the processor computes it in hardware *and* faster than float32, float32 elsewhere.
+
+    Some processors with AVX512-bf16 multiply bfloat16 matrices at half the speed of float32 ones (docs/log.md), so on a CPU
+    a layer-sized product decides, measured in turns, a few milliseconds in all.
+    """
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return torch.float32
+    seconds: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
+    for _ in range(5):
+        for dtype, times in seconds.items():
+            x, w = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+            functional.linear(x, w)
+            started = time.perf_counter()
+            functional.linear(x, w)
+            times.append(time.perf_counter() - started)
+    return min(seconds, key=lambda dtype: min(seconds[dtype]))
+
+
+def load_base(
+    folder: Path | str, *, dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal or encoder-decoder model and its tokenizer (padding on the left); a missing folder is a `ClpError`."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_pretrained(str(folder), dtype=dtype or hardware_dtype(), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
+    return model.to(device).eval(), tokenizer
