@@ -95,25 +95,21 @@ def comparison(store: Store, run: str | None = None) -> dict[str, Any]:
 def print_table(comparison: Mapping[str, Any], console: Console) -> None:
     """Print the comparison: every point, every method, paired differences, and what is needed to reproduce the axes."""
     objectives = comparison["objectives"]
-    points = Table(title=f"Run {comparison['run']}: mean rewards [95 % interval]", **_LOOK)
-    points.add_column("method", no_wrap=True)
-    points.add_column("w", justify="right", no_wrap=True)
-    for name in [*objectives, *MONITOR_NAMES.values()]:
-        points.add_column(name, justify="right", no_wrap=True)
-    for method in comparison["methods"]:
-        for i, point in enumerate(method["points"]):
-            rewards = [_with_interval(point["rewards"][name], point["intervals"][name]) for name in objectives]
-            monitors = [_decimals(point["monitors"][name], 1 if name == "length" else 2) for name in MONITORS]
-            points.add_row("" if i else method["method"], weighting_label(point["weighting"]), *rewards, *monitors)
-        points.add_section()
-    console.print(points)
+    title = f"Run {comparison['run']}: mean rewards [95 % interval]"
+    if console.width >= WIDE:
+        console.print(_points_table(comparison, title, rewards=True, monitors=True))
+    else:
+        console.print(_points_table(comparison, title, rewards=True, monitors=False))
+        console.print(_points_table(comparison, "Monitored, never optimized", rewards=False, monitors=True))
     console.print(f"w = {' : '.join(objectives)}. Rewards are standardized, higher is better.", style="dim")
 
     summary = Table(title="Methods", **_LOOK)
     summary.add_column("method", no_wrap=True)
     summary.add_column("hypervolume", justify="right", no_wrap=True)
     for name in objectives:
-        summary.add_column(f"tau\n{name}", justify="right", no_wrap=True)
+        summary.add_column(
+            f"tau\n{name}", justify="right", overflow="fold", max_width=None if console.width >= WIDE else 9
+        )
     for name in ("rollouts", "train", "parameters", "models"):
         summary.add_column(name, justify="right")
     for method in comparison["methods"]:
@@ -144,6 +140,25 @@ def print_table(comparison: Mapping[str, Any], console: Console) -> None:
     )
 
 
+def _points_table(comparison: Mapping[str, Any], title: str, *, rewards: bool, monitors: bool) -> Table:
+    """A row per point, with the columns that are asked for."""
+    objectives = comparison["objectives"]
+    table = Table(title=title, **_LOOK)
+    table.add_column("method", no_wrap=True)
+    table.add_column("w", justify="right", no_wrap=True)
+    for name in [*(objectives if rewards else ()), *(MONITOR_NAMES.values() if monitors else ())]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for method in comparison["methods"]:
+        for i, point in enumerate(method["points"]):
+            cells = [_with_interval(point["rewards"][name], point["intervals"][name]) for name in objectives]
+            watched = [_decimals(point["monitors"][name], 1 if name == "length" else 2) for name in MONITORS]
+            chosen = [*(cells if rewards else ()), *(watched if monitors else ())]
+            table.add_row("" if i else method["method"], weighting_label(point["weighting"]), *chosen)
+        table.add_section()
+    return table
+
+
+WIDE = 112  # columns in which rewards with intervals and monitors of two objectives fit side by side
 CAVEAT = "Intervals cover the choice of test prompts, not the spread between training runs."
 _LOOK: dict[str, Any] = {"box": None, "title_justify": "left", "header_style": "bold", "padding": (0, 1, 0, 0)}
 
