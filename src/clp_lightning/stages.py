@@ -30,6 +30,7 @@ def base(config: Config) -> None:
     else:
         train = data.read_split(CORPUS, "train")
         write_random(config.base, [*train["document"], *train["summary"]], config.seed, BASE)
+    _metrics("base", {"bytes": (BASE / "model.safetensors").stat().st_size})
 
 
 def sft(config: Config) -> None:
@@ -54,6 +55,8 @@ def sft(config: Config) -> None:
         model.to(dtype=torch.bfloat16).save_pretrained(beside)  # type: ignore[call-arg]
         tokenizer.save_pretrained(beside)
     _curve("sft", module.curve)
+    last = module.curve[-max(1, len(module.curve) // 5) :]
+    _metrics("sft", {"loss_last_fifth_of_steps": sum(row["loss"] for row in last) / len(last)})
     _remove(checkpoints)
 
 
@@ -61,7 +64,9 @@ def pairs(config: Config) -> None:
     """Build preference pairs for the learned reward."""
     from clp_lightning.pairs import build_pairs
 
-    build_pairs(config, CORPUS, PAIRS)
+    sizes = build_pairs(config, CORPUS, PAIRS)
+    kinds = data.read_split(PAIRS, "train")["kind"].value_counts()
+    _metrics("pairs", {**sizes, "train_by_kind": {str(kind): int(count) for kind, count in kinds.items()}})
 
 
 def reward_model(config: Config) -> None:
