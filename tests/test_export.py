@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from tiny_models import FAMILIES, make_policy, write_model
+from tiny_models import make_policy, write_model
 
 from clp_lightning.errors import UsageError
 
@@ -28,14 +28,17 @@ print(json.dumps(logits.flatten().tolist()))
 """
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOW = pytest.mark.slow  # every case starts a process of its own
+
+
+@pytest.mark.parametrize("family", ["llama", "t5_tied", *(pytest.param(name, marks=SLOW) for name in ("gemma", "t5"))])
 @pytest.mark.parametrize(
     ("format", "conditioning", "rank", "shared"),
     [
         ("hf", "full", 3, False),
-        ("hf", "attention", "full", True),
         ("peft", "full", 3, False),
-        ("peft", "logits", 2, True),
+        pytest.param("hf", "attention", "full", True, marks=SLOW),
+        pytest.param("peft", "logits", 2, True, marks=SLOW),
     ],
 )
 def test_other_tools_give_the_same_logits(tmp_path, family, format, conditioning, rank, shared):

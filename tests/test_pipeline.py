@@ -148,6 +148,15 @@ def test_cli_generate_reads_arguments_and_standard_input(project):
     assert several.returncode == 0 and "[bold]" in several.stdout
 
 
+def test_cli_export_writes_a_model_that_transformers_loads(project, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    done = clp(project, "export", "--weighting", WEIGHTS, str(tmp_path / "out"))
+    assert done.returncode == 0 and "transformers loads it" in done.stdout, done.stderr
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.tie_word_embeddings is False
+    assert clp(project, "export", "--weighting", WEIGHTS, "--format", "onnx", str(tmp_path / "no")).returncode == 2
+
+
 def test_cli_frontier_prints_the_contract(project):
     table = clp(project, "frontier")
     assert table.returncode == 0 and "clp-full" in table.stdout and "rewarded-soups" in table.stdout
@@ -169,6 +178,7 @@ def test_cli_frontier_prints_the_contract(project):
         (("generate", "--model", "models/none", "--weighting", WEIGHTS, "x"), 1, "no steerable model at models/none"),
         (("frontier", "--store", "none.duckdb"), 1, "none.duckdb"),
         (("frontier", "--store", "params.yaml"), 1, "params.yaml"),
+        (("generate", "--alpha", "0.5", "--weighting", WEIGHTS, "x"), 2, "trained at one KL strength and takes none"),
         (("stage", "nonsense"), 2, "no stage 'nonsense'"),
         (("stage", "train"), 2, "stage train needs --method"),
         (("stage", "train", "--method", "ppo"), 2, "methods.ppo: no such method"),
