@@ -174,10 +174,6 @@ class Method(Section):
         return self
 
 
-# Normalizing each objective's advantages needs them per objective, which only leave-one-out gives.
-_BASELINE = {"batch": "", "none": "", "objective": "leave_one_out"}
-
-
 class Evaluation(Section):
     """The sweep on unseen services and its statistics."""
 
@@ -224,7 +220,11 @@ class Config(Section):
         if self.corpus.validation_services + self.corpus.test_services >= 1:
             raise ValueError("corpus: validation_services and test_services leave nothing to train on; lower them")
         training = self.training
-        if training.samples_per_prompt < 2 and "leave_one_out" in (training.baseline, _BASELINE[training.advantages]):
+        if training.advantages == "objective" and training.baseline != "leave_one_out":
+            raise ValueError(
+                "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"
+            )
+        if training.samples_per_prompt < 2 and training.baseline == "leave_one_out":
             raise ValueError("training.samples_per_prompt: leave-one-out needs another sample; set it to 2 or more")
         if training.alpha_high is not None and training.alpha_high <= training.alpha:
             raise ValueError(

@@ -63,10 +63,12 @@ def _sample(
     parts = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts.iloc[start : start + batch_size]
-        tokens = policy.tokenize(batch["document"].tolist())
         coefficients = (
             None if weighting is None else policy.coefficients(np.tile(weighting, (len(batch), 1)), len(batch))
         )
+        tokens = policy.tokenize(
+            batch["document"].tolist(), coefficients
+        )  # a prompted policy reads its weighting there
         responses = policy.rollout(tokens, coefficients, samples=samples, generator=generator)
         repeated = batch.loc[batch.index.repeat(samples)]
         parts.append(
