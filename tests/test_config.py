@@ -97,6 +97,8 @@ def test_configuration_cannot_be_changed(repository):
         ("training.steps", 0, "training.steps: input should be greater than or equal to 1, but found 0"),
         ("training.alpha_high", 0.01,
          "training.alpha_high: must be larger than training.alpha; null trains at that one KL strength"),
+        ("training", {**DEFAULT["training"], "advantages": "objective", "baseline": "value"},
+         "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"),
         ("methods.clp-full.conditioning", "none",
          "methods.clp-full: conditioning: none without shared: true leaves nothing to train; set shared to true"),
         ("training.samples_per_prompt", 1,
