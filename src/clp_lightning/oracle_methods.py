@@ -1,0 +1,126 @@
+"""The methods on the enumerable testbed, trained by the project's own trainer and read out exactly."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from clp_lightning.config import Dirichlet, Generation, Method, Training, Vertices
+from clp_lightning.experts import Experts
+from clp_lightning.oracle import Array, Problem
+from clp_lightning.policy import SteerablePolicy
+from clp_lightning.rollout import Prompts
+from clp_lightning.trainer import fit
+from clp_lightning.training import ClpModule
+
+LETTERS = "abcdefgh"  # the tokens of a response, and the prompts
+LENGTH = 3
+RESPONSES = len(LETTERS) ** LENGTH
+NAMES = "uvwxyz"  # objectives: one word each where a weighting is written into the prompt
+HIDDEN = 64
+
+DIRICHLET = Dirichlet(kind="dirichlet", concentration=1.0)
+METHODS = {
+    "clp-full": Method(conditioning="full", shared=False, prompted=False, weightings=DIRICHLET),
+    "clp-attn": Method(conditioning="attention", shared=True, prompted=False, weightings=DIRICHLET),
+    "clp-logit": Method(conditioning="logits", shared=True, prompted=False, weightings=DIRICHLET),
+    "clp-prompt": Method(conditioning="none", shared=True, prompted=True, weightings=DIRICHLET),
+    "rewarded-soups": Method(conditioning="full", shared=False, prompted=False, weightings=Vertices(kind="vertices")),
+}
+
+
+class Testbed:
+    """A random tiny causal LM as reference policy, and conflicting random reward tables over all of its responses."""
+
+    def __init__(self, objectives: int, seed: int) -> None:
+        self.objectives = tuple(NAMES[:objectives])
+        self.seed = seed
+        rng = np.random.default_rng(seed)
+        tables = rng.standard_normal((len(LETTERS), RESPONSES, objectives))
+        tables -= 0.5 * tables.mean(-1, keepdims=True)  # what is good for one is bad for the others
+        self.tokenizer = _tokenizer()
+        plain = SteerablePolicy(self.model(), self.tokenizer, GENERATION, objectives=self.objectives)
+        self.ref_log_probs = read_out(plain, None)[0]
+        probs = np.exp(self.ref_log_probs)[..., None]
+        mean = (probs * tables).sum(1).mean(0)
+        std = np.sqrt((probs * (tables - mean) ** 2).sum(1).mean(0))
+        self.rewards = (tables - mean) / std  # standardized on the reference policy, as everywhere in this project
+
+    def model(self) -> Any:
+        """Return the reference policy; the same at every call."""
+        torch.manual_seed(self.seed)
+        config = LlamaConfig(
+            vocab_size=len(self.tokenizer), hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=False, initializer_range=0.12,
+        )  # fmt: skip
+        model = LlamaForCausalLM(config)
+        model.lm_head = nn.Linear(HIDDEN, len(LETTERS), bias=False)  # responses are made of letters only
+        return model.eval()
+
+    def reward(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Look rewards [B, K] up in the tables."""
+        prompts = [LETTERS.index(document) for document in documents]
+        return self.rewards[prompts, [_index(response) for response in responses]]
+
+    def problem(self, alpha: float) -> Problem:
+        """Return what is known about the testbed at a KL strength."""
+        return Problem(self.ref_log_probs, self.rewards, alpha)
+
+    def train(self, method: Method, training: Training, **options: Any) -> SteerablePolicy:
+        """Train one method with the trainer of the pipeline."""
+        experts = Experts(
+            model := self.model(), conditioning=method.conditioning, experts=len(self.objectives), rank=training.rank,
+            shared=method.shared, seed=self.seed,
+        )  # fmt: skip
+        policy = SteerablePolicy(
+            model, self.tokenizer, GENERATION, objectives=self.objectives, experts=experts, prompted=method.prompted
+        )
+        module = ClpModule(policy, training, method.weightings, list(LETTERS), self.reward, self.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            fit(module, checkpoints=Path(folder), every=training.checkpoint_every,
+                gradient_clip=training.gradient_clip, **options)  # fmt: skip
+        return policy
+
+
+GENERATION = Generation(max_prompt_tokens=1, max_new_tokens=LENGTH, template="{document}")
+
+
+@torch.no_grad()
+def read_out(policy: SteerablePolicy, weightings: Array | None) -> Array:
+    """Return log-probabilities [W, P, N] of every response at every weighting [W, K]; None is the reference policy, W = 1."""
+    letters = torch.cartesian_prod(*[torch.arange(len(LETTERS))] * LENGTH).repeat(len(LETTERS), 1)
+    mask = torch.ones_like(letters, dtype=torch.bool)
+    rows = []
+    for weighting in [None] if weightings is None else weightings:
+        coefficients = None if weighting is None else policy.coefficients(weighting[None], 1)
+        each = None if coefficients is None else coefficients.expand(len(LETTERS), -1)
+        prompts: Prompts = policy.tokenize(list(LETTERS), each)
+        log_probs = policy.score(prompts, letters, mask, each, samples=RESPONSES)
+        rows.append(log_probs.double().sum(-1).view(len(LETTERS), RESPONSES).numpy())
+    return np.stack(rows)
+
+
+def _index(response: str) -> int:
+    index = 0
+    for letter in response.split():
+        index = index * len(LETTERS) + LETTERS.index(letter)
+    return index
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """One token per letter, name and digit; the response letters come first, as in the output layer."""
+    words = [*LETTERS, "<pad>", "<end>", *NAMES, *"0123456789", ".", ",", "\n"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("", "isolated")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", padding_side="left"
+    )
