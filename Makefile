@@ -11,6 +11,7 @@ endif
 VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
+BENCH := $(CURDIR)/.venv-bench
 LOCKS := requirements.lock assets.lock pyproject.toml
 
 # Prefect: a loopback server and a home of the project's own, so that ~/.prefect is neither read nor written.
@@ -22,7 +23,7 @@ export DO_NOT_TRACK := 1
 export CLP_PROJECT := $(CURDIR)
 export PATH := $(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test slow browser lint dashboard server worker deploy retrain lock clean
+.PHONY: help setup repro test slow browser lint bench dashboard server worker deploy retrain lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
@@ -76,6 +77,20 @@ lint: $(STAMP) ## check style, formatting and types
 	@ruff check .
 	ruff format --check .
 	mypy
+
+# An environment of its own: the package that is compared with (TRL) is no dependency of the project.
+$(BENCH)/.set-up: $(LOCKS) bench/requirements.lock $(STAMP)
+	@echo "bench: building .venv-bench from requirements.lock, assets.lock and bench/requirements.lock"
+	rm -f $(BENCH)/.set-up
+	$(PY) -m venv --clear $(BENCH)
+	export PIP_DISABLE_PIP_VERSION_CHECK=1
+	$(BENCH)/bin/python -m pip install --quiet -r requirements.lock -r bench/requirements.lock
+	$(BENCH)/bin/python -m pip install --quiet --no-deps -r assets.lock
+	$(BENCH)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $(BENCH)/.set-up
+
+bench: $(BENCH)/.set-up ## measure what steering costs, as ratios taken in turns (ARGS="--only a,b"): reports/bench.json
+	@$(BENCH)/bin/python -m bench $(ARGS)
 
 dashboard: $(STAMP) ## show the frontier in a browser
 	@streamlit run dashboard/app.py --server.address=127.0.0.1 --browser.gatherUsageStats=false

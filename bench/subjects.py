@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,9 +82,7 @@ def sample(policy: SteerablePolicy, prompts: Prompts, weightings: np.ndarray | N
     uniform = torch.rand(len(prompts.ids), GENERATION.max_new_tokens, dtype=torch.float64)
     steer: Steer = policy.steer(coefficients)
     with contextlib.nullcontext() if policy.experts is None else policy.experts.frozen():
-        return sample_responses(
-            policy.model, steer, prompts, uniform, samples=1, end_id=-1, pad_id=0, temperature=1.0
-        )
+        return sample_responses(policy.model, steer, prompts, uniform, samples=1, end_id=-1, pad_id=0, temperature=1.0)
 
 
 def word_count(documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -107,11 +105,11 @@ class Gate(Callback):
         self.turns.end(self.name)
 
 
-def train(subject: Subject, objectives: int, steps: int, gates: list[Callback]) -> None:
-    """Run the project's trainer for some steps."""
+def prepare(subject: Subject, objectives: int, steps: int, gates: list[Callback]) -> Callable[[], None]:
+    """Load a policy and return what trains it: loading in threads is not safe, training is."""
     training = Training(
         steps=steps, accumulate=1, devices=1, prompts_per_step=GROUPS, samples_per_prompt=SAMPLES, learning_rate=1e-4,
-        rank=RANK, alpha=0.05, alpha_high=None, kl="reward", baseline="leave_one_out", advantages="batch",
+        rank=RANK, alpha=0.05, alpha_start=None, alpha_high=None, kl="reward", baseline="leave_one_out", advantages="batch",
         gradient_clip=1.0, checkpoint_every=10**6,
     )  # fmt: skip
     policy = steerable(subject, objectives)
@@ -121,5 +119,9 @@ def train(subject: Subject, objectives: int, steps: int, gates: list[Callback]) 
 
     dirichlet = Dirichlet(kind="dirichlet", concentration=1.0)
     module = ClpModule(policy, training, dirichlet, subject.documents, rewards, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(module, checkpoints=Path(folder), every=10**6, callbacks=gates, bar=None)
+
+    def train() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            fit(module, checkpoints=Path(folder), every=10**6, callbacks=gates, show_progress=False)
+
+    return train

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from tiny_models import DOCUMENTS, make_policy, write_model
 
 from clp_lightning import baselines
@@ -17,8 +18,8 @@ from clp_lightning.training import ClpModule, draw_weightings
 
 SETTINGS = {
     "steps": 2, "accumulate": 1, "devices": 1, "prompts_per_step": 2, "samples_per_prompt": 3, "learning_rate": 1e-2,
-    "rank": 3, "alpha": 0.1, "alpha_high": None, "kl": "reward", "baseline": "leave_one_out", "advantages": "batch",
-    "gradient_clip": 1.0, "checkpoint_every": 100,
+    "rank": 3, "alpha": 0.1, "alpha_start": None, "alpha_high": None, "kl": "reward",
+    "baseline": "leave_one_out", "advantages": "batch", "gradient_clip": 1.0, "checkpoint_every": 100,
 }  # fmt: skip
 
 
@@ -31,13 +32,13 @@ def rewards(documents, responses):
     return np.array([[len(set(text)), -len(text)] for text in responses], dtype=np.float64) / 4
 
 
-def train(base, folder, policy=None, **changes):
+def train(base, folder, policy=None, *, every=100, callbacks=(), **changes):
     settings = Training.model_validate(SETTINGS | changes)
     policy = policy or make_policy(base, takes_alpha=settings.alpha_high is not None)
     documents = [f"{text} {n}" for n in range(4) for text in DOCUMENTS]
     q = Dirichlet(kind="dirichlet", concentration=1.0)
     module = ClpModule(policy, settings, q, documents, rewards, seed=0)
-    fit(module, checkpoints=folder, every=100, devices=settings.devices)
+    fit(module, checkpoints=folder, every=every, devices=settings.devices, callbacks=callbacks)
     return module
 
 
@@ -52,6 +53,7 @@ def train(base, folder, policy=None, **changes):
         {"advantages": "none"},
         {"alpha_high": 1.0},
         {"accumulate": 2},
+        {"alpha_start": 1.0},
     ],
     ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
 )
@@ -75,6 +77,47 @@ def test_more_steps_buy_more_reward(base, tmp_path, monkeypatch):
     ).curve
     first, last = (np.mean([row["scalarized_reward"] for row in rows]) for rows in (curve[:4], curve[-4:]))
     assert last > first + 0.3
+
+
+class Killed(Exception):
+    """Stands for a process that ends in the middle of a step's micro-batches."""
+
+
+class KillAt(Callback):
+    def __init__(self, micro_batch):
+        self.micro_batch = micro_batch
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch_idx == self.micro_batch:
+            raise Killed
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "regression", "value"])
+def test_resumed_training_is_bit_exact(base, tmp_path, baseline):
+    # checkpoints after steps 2 and 4 (micro-batches 3 and 7), killed after micro-batch 8: the first half of step 5
+    settings = {"steps": 6, "accumulate": 2, "baseline": baseline, "alpha_start": 0.8, "every": 2}
+    whole = train(base, tmp_path / "whole", **settings)
+    with pytest.raises(Killed):
+        train(base, tmp_path / "parts", callbacks=[KillAt(8)], **settings)
+    resumed = train(base, tmp_path / "parts", **settings)
+    for name, tensor in whole.policy.experts.tensors().items():
+        assert torch.equal(resumed.policy.experts.tensors()[name], tensor), name
+    timeless = [[{**row, "seconds": 0} for row in module.curve] for module in (whole, resumed)]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 12
+    assert resumed.generated_tokens == whole.generated_tokens
+
+
+def test_alpha_falls_from_its_start_and_then_stays(base):
+    settings = Training.model_validate(SETTINGS | {"steps": 10, "alpha_start": 0.9})
+    module = ClpModule(make_policy(base), settings, Vertices(kind="vertices"), DOCUMENTS, rewards, seed=0)
+    seen = []
+    for step in range(10):
+        type(module).global_step = property(lambda _, step=step: step)
+        seen.append(module.alpha_now())
+    del type(module).global_step
+    # 0.9 (0.1 / 0.9)^(step / 7): a factor of 9^(-1/7) per step until step 7
+    np.testing.assert_allclose(seen[:8], 0.9 * 9.0 ** -(np.arange(8) / 7))
+    assert seen[8:] == pytest.approx([0.1, 0.1])
 
 
 def test_distributions_of_weightings():

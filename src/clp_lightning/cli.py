@@ -133,6 +133,28 @@ def frontier(
 
 
 @app.command()
+def oracle(
+    objectives: Annotated[int, typer.Option(min=1, max=6, help="Number of conflicting rewards.")] = 2,
+    alpha: Annotated[
+        float, typer.Option(min=0.001, max=0.99, help="KL strength; the smaller, the more peaked the optimum.")
+    ] = 0.3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of testbed and training.")] = 0,
+    steps: Annotated[int, typer.Option(min=10, help="Training steps of each method.")] = 1500,
+    picture: Annotated[
+        Path | None, typer.Option(help="Picture to write (.png or .svg); reports/oracle-....png.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Train every method where the exact optimum is known, and print how close each comes.
+
+    Example: clp oracle --objectives 3 --alpha 0.1 --seed 1
+    """
+    from clp_lightning import oracle_report
+
+    oracle_report.report(objectives, alpha, seed, steps=steps, picture=picture, as_json=as_json)
+
+
+@app.command()
 def stage(
     name: Annotated[
         str, typer.Argument(help="corpus, base, sft, pairs, reward_model, normalization, train, evaluate or publish.")

@@ -118,6 +118,7 @@ class Training(Section):
     learning_rate: Rate
     rank: Positive | Literal["full"]  # of a low-rank expert, or experts with all parameters of their layers
     alpha: Share  # KL strength
+    alpha_start: Share | None  # if given, alpha falls from here, geometrically, over the first 70 % of the steps
     alpha_high: Share | None  # if given, alpha is drawn from [alpha, alpha_high], and the policy is conditioned on it
     kl: Literal[
         "reward", "loss"
@@ -229,6 +230,14 @@ class Config(Section):
         if training.alpha_high is not None and training.alpha_high <= training.alpha:
             raise ValueError(
                 "training.alpha_high: must be larger than training.alpha; null trains at that one KL strength"
+            )
+        if training.alpha_start is not None and not 0 < training.alpha < training.alpha_start:
+            raise ValueError(
+                "training.alpha_start: must be larger than training.alpha, and that larger than 0; null keeps alpha constant"
+            )
+        if training.alpha_start is not None and training.alpha_high is not None:
+            raise ValueError(
+                "training.alpha_start: a policy conditioned on alpha has no single one to start from; use null"
             )
         return self
 

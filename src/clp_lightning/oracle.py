@@ -4,6 +4,7 @@ Shapes: P prompts, N = V**T responses (T tokens of a vocabulary of V, first toke
 Log-probabilities are of whole responses, natural, and normalized over N.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -57,11 +58,13 @@ def regularized_rewards(problem: Problem, log_probs: Array) -> Array:
 def score(problem: Problem, weightings: Array, log_probs: Array) -> Score:
     """Compare policies [W, P, N], one per weighting [W, K], with the optimal ones of the same weightings.
 
-    The reference point of both hypervolumes is the worst value of each objective over the optimal policies.
+    The reference point of both hypervolumes is the worst value of each objective over the optimal policies and the
+    reference policy.
     """
     best = regularized_rewards(problem, optimum(problem, weightings))
     own = regularized_rewards(problem, log_probs)
-    nadir = best.min(axis=0)
+    reference = regularized_rewards(problem, problem.ref_log_probs[None])
+    nadir = np.concatenate([best, reference]).min(axis=0)
     regret = ((best - own) * weightings).sum(-1)
     ratio = frontier.hypervolume(own, nadir) / frontier.hypervolume(best, nadir)
     return Score(ratio, float(regret.mean()), float(regret.max()))
@@ -92,5 +95,5 @@ def _conditionals(log_probs: Array, vocabulary: int) -> list[Array]:
         levels.insert(0, shorter)
     return [
         longer.reshape(*log_probs.shape[:2], -1, vocabulary) - shorter[..., None]
-        for shorter, longer in zip(levels[:-1], levels[1:], strict=True)
+        for shorter, longer in itertools.pairwise(levels)
     ]

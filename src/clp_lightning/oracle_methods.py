@@ -1,7 +1,7 @@
 """The methods on the enumerable testbed, trained by the project's own trainer and read out exactly."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ METHODS = {
     "clp-prompt": Method(conditioning="none", shared=True, prompted=True, weightings=DIRICHLET),
     "rewarded-soups": Method(conditioning="full", shared=False, prompted=False, weightings=Vertices(kind="vertices")),
 }
+
+
+def training(alpha: float, steps: int) -> Training:
+    """Return the budget and the objective, the same for every method; alpha is annealed from 1 (the reference policy)."""
+    return Training(
+        steps=steps, accumulate=1, devices=1, prompts_per_step=32, samples_per_prompt=8, learning_rate=3e-3, rank="full",
+        alpha=alpha, alpha_start=1.0, alpha_high=None, kl="reward", baseline="leave_one_out",
+        advantages="batch", gradient_clip=1.0, checkpoint_every=10**6,
+    )  # fmt: skip
 
 
 class Testbed:
@@ -117,7 +126,6 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     """One token per letter, name and digit; the response letters come first, as in the output layer."""
     words = [*LETTERS, "<pad>", "<end>", *NAMES, *"0123456789", ".", ",", "\n"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("", "isolated")]
     )

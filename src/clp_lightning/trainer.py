@@ -1,12 +1,13 @@
 """What every training of the pipeline shares: numbered steps, a curve and checkpoints that survive a kill, progress."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
@@ -47,7 +48,16 @@ class StepModule(LightningModule):
         self.curve = [dict(row) for row in checkpoint["curve"]]
 
 
-def fit(module: StepModule, *, checkpoints: Path, every: int, gradient_clip: float = 1.0, devices: int = 1) -> None:
+def fit(
+    module: StepModule,
+    *,
+    checkpoints: Path,
+    every: int,
+    gradient_clip: float = 1.0,
+    devices: int = 1,
+    callbacks: Sequence[Callback] = (),
+    show_progress: bool = True,
+) -> None:
     """Train to `module.steps` with Lightning, from the last checkpoint in `checkpoints` when there is one.
 
     With several `devices` every one is a process that runs the same program (Lightning's DDP); only the first, whose
@@ -70,8 +80,10 @@ def fit(module: StepModule, *, checkpoints: Path, every: int, gradient_clip: flo
                 save_top_k=1,
                 enable_version_counter=False,
             ),
-            progress_bar(),
+            *([progress_bar()] if show_progress else []),
+            *callbacks,
         ],
+        enable_progress_bar=show_progress,
         enable_model_summary=False,
         gradient_clip_val=gradient_clip,
         log_every_n_steps=1,

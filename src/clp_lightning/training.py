@@ -27,6 +27,7 @@ from clp_lightning.trainer import StepModule
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # documents, responses -> normalized [B, K]
 WARMUP_STEPS = 3
+ANNEALED_SHARE = 0.7  # of the steps, over which alpha falls from `alpha_start`
 
 
 def draw_weightings(
@@ -157,6 +158,18 @@ class ClpModule(PolicyModule):
         )
         return loss
 
+    def alpha_now(self) -> float:
+        """Return this step's KL strength: constant, or annealed from `alpha_start`.
+
+        At a high alpha the optimum is near the reference; following it down keeps every good answer in sight, where a low
+        alpha from the start settles on the first one that is found (deterministic annealing, Rose 1998).
+        """
+        config = self.config
+        if config.alpha_start is None:
+            return config.alpha
+        done = min(1.0, self.global_step / (ANNEALED_SHARE * config.steps))
+        return config.alpha_start * (config.alpha / config.alpha_start) ** done
+
     def _draw(self, batch_idx: int) -> tuple[list[str], np.ndarray, np.ndarray, Tensor]:
         """Return this step's documents [G], weightings [G, K], alphas [G] and random numbers [B, T].
 
@@ -169,8 +182,9 @@ class ClpModule(PolicyModule):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = rng.choice(len(self.documents), own * world, replace=len(self.documents) < own * world)
         weightings = draw_weightings(self.distribution, rng, own * world, self.policy.objectives)
-        high = config.alpha if config.alpha_high is None else config.alpha_high
-        alphas = rng.uniform(config.alpha, high, own * world)
+        lowest = self.alpha_now()
+        high = lowest if config.alpha_high is None else config.alpha_high
+        alphas = rng.uniform(lowest, high, own * world)
         rows = own * world * config.samples_per_prompt
         uniform = torch.rand(rows, self.policy.generation.max_new_tokens, generator=generator, dtype=torch.float64)
         part = slice(rank * own, (rank + 1) * own)

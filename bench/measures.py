@@ -1,0 +1,168 @@
+"""The benchmark's entries a to f (issue 3); every one is a ratio of two sides that took turns."""
+
+import copy
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.subjects import GROUPS, RANK, SAMPLES, Gate, Subject, different_weightings, prepare, sample, steerable
+from bench.turns import StepTurns, entry, take_turns
+
+ROWS = GROUPS * SAMPLES
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+
+
+def generation(subject: Subject, rounds: int) -> dict[str, Any]:
+    """(a) Generation with a different w per row / the plain base model with the same sampler."""
+    steered, plain = steerable(subject), steerable(subject, plain=True)
+    documents = subject.documents[:ROWS]
+    prompts, weightings = plain.tokenize(documents), different_weightings(ROWS)
+    seconds = take_turns(
+        {
+            "a different w per row": lambda: sample(steered, prompts, weightings),
+            "plain base model": lambda: sample(plain, prompts, None),
+        },
+        rounds,
+    )
+    return entry("a", f"generation, {ROWS} rows, K = 2", seconds, 1.15)
+
+
+def forward_backward(subject: Subject, rounds: int) -> dict[str, Any]:
+    """(b) Forward and backward of the conditioned policy / PEFT with K adapters whose scalings are tensors."""
+    policy = steerable(subject)
+    ids = torch.randint(0, 256, (ROWS, 64), generator=torch.Generator().manual_seed(0))
+    coefficients: Any = policy.coefficients(different_weightings(ROWS), ROWS)
+    stock = _peft(subject, coefficients)
+
+    def steered() -> None:
+        with policy.experts.steer(coefficients):  # type: ignore[union-attr]
+            _backward(policy.model, ids)
+
+    seconds = take_turns(
+        {"conditioned policy": steered, "PEFT, K active adapters": lambda: _backward(stock, ids)}, rounds
+    )
+    return entry("b", f"forward + backward, {ROWS} x 64 tokens, K = 2, rank {RANK}", seconds, 0.3)
+
+
+def sweep(subject: Subject, rounds: int, prompts: int) -> dict[str, Any]:
+    """(d) A sweep over 11 weightings in mixed batches / materialize, then generate, for each weighting in turn."""
+    policy, model = steerable(subject), steerable(subject, plain=True).model
+    documents = subject.documents[:prompts]
+    grid = np.stack([np.linspace(0, 1, 11), np.linspace(1, 0, 11)], axis=1)
+    rows, weightings = [text for text in documents for _ in grid], np.tile(grid, (prompts, 1))
+
+    def mixed() -> None:
+        for start in range(0, len(rows), 64):
+            part = slice(start, start + 64)
+            sample(policy, policy.tokenize(rows[part]), weightings[part])
+
+    def one_by_one() -> None:
+        for weighting in grid:
+            plain = _merged(policy, model, weighting)
+            sample(plain, plain.tokenize(documents), None)
+
+    seconds = take_turns({"mixed batches": mixed, "materialize, then generate": one_by_one}, rounds)
+    return entry(f"d, {prompts} prompts", f"11 weightings x {prompts} prompts", seconds, 0.7)
+
+
+def arithmetic(subject: Subject, rounds: int) -> dict[str, Any]:
+    """(e) Achieved FLOP/s of forward and backward / this machine's best measured matrix product."""
+    policy = steerable(subject)
+    ids = torch.randint(0, 256, (ROWS, 64), generator=torch.Generator().manual_seed(0))
+    coefficients: Any = policy.coefficients(different_weightings(ROWS), ROWS)
+
+    def step() -> None:
+        with policy.experts.steer(coefficients):  # type: ignore[union-attr]
+            _backward(policy.model, ids)
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    products = {dtype: _product(dtype) for dtype in (torch.bfloat16, torch.float32)}
+    sides: dict[str, Callable[[], Any]] = {"forward + backward": step}
+    sides |= {f"product {str(dtype).removeprefix('torch.')}": call for dtype, (call, _) in products.items()}
+    seconds = take_turns(sides, rounds)
+    achieved = counter.get_total_flops() / float(np.median(seconds["forward + backward"]))
+    peaks = {
+        str(dtype).removeprefix("torch."): flops / min(seconds[f"product {str(dtype).removeprefix('torch.')}"])
+        for dtype, (_, flops) in products.items()
+    }
+    used = str(policy.model.dtype).removeprefix("torch.")
+    more = {"achieved_flops": achieved, "peak_flops": peaks, "dtype": used, "ratio_in_dtype": achieved / peaks[used]}
+    report = entry("e", "FLOP/s of forward + backward / peak of a bfloat16 product", seconds, 0.6, **more)
+    return {**report, "ratio": achieved / peaks["bfloat16"], "larger_is_better": True}
+
+
+def objectives(subject: Subject, rounds: int, tiny: bool) -> dict[str, Any]:
+    """(f) Time of a training step at K = 8 and 4 / at K = 2, and the memory of each in a process of its own."""
+    counts = (8, 2, 4)
+    turns = StepTurns([f"K = {count}" for count in counts])
+    trainers: dict[str, Callable[[], None]] = {}
+    for count in counts:
+        name = f"K = {count}"
+        trainers[name] = prepare(subject, count, rounds + 1, [Gate(turns, name)])
+    seconds = turns.run(trainers)
+    memory = {f"K = {count}": _memory(count, tiny) for count in counts}
+    return entry("f", "training step, K = 8 / K = 2", seconds, 1.3, peak_memory_mb=memory)
+
+
+def _backward(model: Any, ids: Tensor) -> None:
+    logits = model(input_ids=ids, use_cache=False).logits
+    functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+def _peft(subject: Subject, coefficients: Tensor) -> Any:
+    model: Any = steerable(subject, plain=True).model
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, lora_dropout=0.0)
+    model = get_peft_model(model, config, adapter_name="0")
+    model.add_adapter("1", config)
+    model.base_model.set_adapter(["0", "1"])
+    for module in model.modules():
+        if hasattr(module, "scaling") and hasattr(module, "lora_A"):
+            for number in range(2):
+                module.scaling[str(number)] = 2.0 * coefficients[:, number, None, None].to(model.dtype)
+    return model
+
+
+def _merged(policy: Any, model: Any, weighting: np.ndarray) -> Any:
+    """A plain copy of the base model with one weighting folded in; the policy itself stays steerable."""
+    plain = copy.deepcopy(model)
+    plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone(), requires_grad=False)
+    coefficients = torch.as_tensor(weighting, dtype=torch.float32)
+    with torch.no_grad():
+        for name, layer in policy.experts.layers.items():
+            update = layer.update(policy.experts.layer_coefficients(layer, coefficients), policy.experts.scaling)
+            plain.get_submodule(name).weight += update.to(plain.dtype)
+    generation = policy.generation
+    return type(policy)(plain, policy.tokenizer, generation, objectives=policy.objectives)
+
+
+def _product(dtype: torch.dtype) -> tuple[Callable[[], Tensor], float]:
+    size = 2048
+    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    return lambda: a @ b, 2.0 * size**3
+
+
+def _memory(count: int, tiny: bool) -> float:
+    """Peak resident memory of three training steps, MB."""
+    code = f"from bench.measures import peak; peak({count}, {tiny})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def peak(count: int, tiny: bool) -> None:
+    """Train three steps and print this process's peak resident memory in MB."""
+    from bench.subjects import subject
+
+    prepare(subject(tiny), count, 3, [])()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

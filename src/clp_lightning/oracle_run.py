@@ -1,0 +1,103 @@
+"""`clp oracle`: every method on one testbed, in processes of their own, against the exact optimum."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clp_lightning import oracle, weightings
+from clp_lightning.oracle import Array
+
+REFERENCE, OPTIMUM = "reference", "optimum"
+POINTS_PER_EDGE = {1: 2, 2: 21, 3: 6, 4: 4}
+
+
+class Trained(NamedTuple):
+    """What a trained method says about every response."""
+
+    log_probs: Array  # [W, P, N], at the grid
+    vertices: Array  # [K, P, N], at one-hot weightings
+    seconds: float
+
+
+def grid(objectives: int) -> Array:
+    """Return the weightings [W, K] at which methods are compared."""
+    return weightings.lattice(objectives, POINTS_PER_EDGE.get(objectives, 3))
+
+
+def run(
+    objectives: int, alpha: float, seed: int, *, steps: int, progress: Callable[[str, int], None]
+) -> dict[str, Any]:
+    """Train every method and return what `clp oracle --json` prints, and the frontiers.
+
+    `progress` is told a method's name and the steps that it has done.
+    """
+    from clp_lightning.oracle_methods import LETTERS, METHODS, Testbed
+
+    problem, points = Testbed(objectives, seed).problem(alpha), grid(objectives)
+    trained = _train_all(list(METHODS), objectives, alpha, seed, steps, progress)
+    policies = {REFERENCE: (np.repeat(problem.ref_log_probs[None], len(points), axis=0), 0.0)}
+    policies |= {name: (result.log_probs, result.seconds) for name, result in trained.items()}
+    soups, exact = trained["rewarded-soups"], oracle.optimum(problem, np.eye(objectives))
+    for who, experts, seconds in (("logit-mixing", soups.vertices, soups.seconds), ("exact experts", exact, 0.0)):
+        policies[f"{who}, per token"] = oracle.mix_tokens(experts, points, len(LETTERS)), seconds
+        policies[f"{who}, per sequence"] = oracle.mix_sequences(experts, points), seconds
+    policies[OPTIMUM] = oracle.optimum(problem, points), 0.0
+    return {
+        "seed": seed, "alpha": alpha, "objectives": objectives, "steps": steps,
+        "weightings": points.tolist(),
+        "methods": [_row(name, problem, points, *policy) for name, policy in policies.items()],
+    }  # fmt: skip
+
+
+def _row(name: str, problem: oracle.Problem, points: Array, log_probs: Array, seconds: float) -> dict[str, Any]:
+    compared = oracle.score(problem, points, log_probs)
+    frontier = oracle.regularized_rewards(problem, log_probs).tolist()
+    return {"method": name, **compared._asdict(), "seconds": seconds, "regularized_rewards": frontier}
+
+
+def _train_all(
+    names: list[str], objectives: int, alpha: float, seed: int, steps: int, progress: Callable[[str, int], None]
+) -> dict[str, Trained]:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        told = manager.Queue()
+        jobs: dict[str, Future[Trained]] = {
+            name: pool.submit(_train, name, objectives, alpha, seed, steps, told) for name in names
+        }
+        waiting = set(jobs.values())
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2)
+            while not told.empty():
+                progress(*told.get())
+            for job in done:
+                job.result()  # a failure ends the whole run now
+        return {name: job.result() for name, job in jobs.items()}
+
+
+def _train(name: str, objectives: int, alpha: float, seed: int, steps: int, told: Any) -> Trained:
+    import torch
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+    from clp_lightning.oracle_methods import METHODS, Testbed, read_out, training
+
+    class Tell(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+            if trainer.global_step % 20 == 0:
+                told.put((name, trainer.global_step))
+
+    torch.set_num_threads(1)  # one core each: the methods run side by side
+    started, bed = time.monotonic(), Testbed(objectives, seed)
+    policy = bed.train(METHODS[name], training(alpha, steps), callbacks=[Tell()], show_progress=False)
+    seconds = time.monotonic() - started
+    return Trained(read_out(policy, grid(objectives)), read_out(policy, np.eye(objectives)), seconds)
+
+
+def default_picture(alpha: float, objectives: int, seed: int) -> Path:
+    """Return where the picture goes unless told otherwise."""
+    return Path("reports") / f"oracle-alpha{alpha:g}-k{objectives}-seed{seed}.png"
