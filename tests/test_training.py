@@ -13,6 +13,8 @@ from tiny_models import DOCUMENTS, make_policy, write_model
 
 from clp_lightning import baselines
 from clp_lightning.config import Dirichlet, Fixed, Mixture, Training, Vertices
+from clp_lightning.errors import ClpError
+from clp_lightning.rewards import RewardSet
 from clp_lightning.trainer import fit
 from clp_lightning.training import ClpModule, draw_weightings
 
@@ -32,12 +34,12 @@ def rewards(documents, responses):
     return np.array([[len(set(text)), -len(text)] for text in responses], dtype=np.float64) / 4
 
 
-def train(base, folder, policy=None, *, every=100, callbacks=(), **changes):
+def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None, **changes):
     settings = Training.model_validate(SETTINGS | changes)
     policy = policy or make_policy(base, takes_alpha=settings.alpha_high is not None)
     documents = [f"{text} {n}" for n in range(4) for text in DOCUMENTS]
     q = Dirichlet(kind="dirichlet", concentration=1.0)
-    module = ClpModule(policy, settings, q, documents, rewards, seed=0)
+    module = ClpModule(policy, settings, q, documents, reward_set or rewards, seed=0)
     fit(module, checkpoints=folder, every=every, devices=settings.devices, callbacks=callbacks)
     return module
 
@@ -105,6 +107,46 @@ def test_resumed_training_is_bit_exact(base, tmp_path, baseline):
     timeless = [[{**row, "seconds": 0} for row in module.curve] for module in (whole, resumed)]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 12
     assert resumed.generated_tokens == whole.generated_tokens
+
+
+@pytest.mark.parametrize(
+    "value, problem",
+    [
+        (lambda n: np.full(n, np.nan), "reward good returned nan"),
+        (lambda n: np.ones(n + 1), "reward good returned shape"),
+        (lambda n: 1 / 0, "reward good failed: ZeroDivisionError"),
+    ],
+    ids=["nan", "shape", "raises"],
+)
+def test_a_reward_that_breaks_is_named_and_the_training_continues_once_it_is_mended(base, tmp_path, value, problem):
+    scale = {"objectives": {name: {"mean": 0.0, "std": 4.0} for name in ("good", "b")}}
+    calls = []
+
+    def good(documents, responses):
+        calls.append(len(responses))
+        broken = value(len(responses)) if len(calls) == 4 else None
+        return rewards(documents, responses)[:, 0] if broken is None else broken
+
+    def objectives():
+        return RewardSet({"good": good, "b": lambda d, r: rewards(d, r)[:, 1]}, scale)
+
+    with pytest.raises(ClpError, match=problem):
+        train(base, tmp_path / "parts", reward_set=objectives(), steps=6, every=2)
+    mended = train(base, tmp_path / "parts", reward_set=objectives(), steps=6, every=2)
+    whole = train(base, tmp_path / "whole", reward_set=objectives(), steps=6)
+    assert len(calls) == 4 + 4 + 6  # the second run made steps 3 to 6 only
+    for name, tensor in whole.policy.experts.tensors().items():
+        assert torch.equal(mended.policy.experts.tensors()[name], tensor), name
+
+
+def test_constant_rewards_leave_the_policy_where_it_is(base, tmp_path):
+    policy = make_policy(base)
+    before = {name: tensor.clone() for name, tensor in policy.experts.tensors().items()}
+    constant = RewardSet({"a": lambda d, r: np.ones(len(r)), "b": lambda d, r: np.ones(len(r))},
+                         {"objectives": {name: {"mean": 0.0, "std": 1.0} for name in "ab"}})  # fmt: skip
+    train(base, tmp_path, policy, reward_set=constant, alpha=0.0)
+    for name, tensor in policy.experts.tensors().items():
+        torch.testing.assert_close(tensor, before[name])  # no advantage, no step; and above all no NaN
 
 
 def test_alpha_falls_from_its_start_and_then_stays(base):

@@ -207,11 +207,14 @@ class ClpModule(PolicyModule):
         return self.baseline(returns, group)
 
     def _scale(self, advantages: Tensor) -> Tensor:
-        """Root mean square over the rows of all processes; 1 when advantages are not normalized."""
+        """Root mean square over the rows of all processes; 1 when advantages are not normalized, or all are 0 but for rounding."""
         if self.config.advantages == "none":
             return advantages.new_ones(())
         square = advantages.square().mean(0)
-        return self.trainer.strategy.reduce(square, reduce_op="mean").sqrt().clamp(min=1e-6)
+        root = self.trainer.strategy.reduce(square, reduce_op="mean").sqrt()
+        return torch.where(
+            root < 1e-6, torch.ones_like(root), root
+        )  # rounding errors blown up would be steps at random
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Costs are counted over all sessions of a run."""
