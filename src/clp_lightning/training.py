@@ -207,7 +207,7 @@ class ClpModule(PolicyModule):
         return self.baseline(returns, group)
 
     def _scale(self, advantages: Tensor) -> Tensor:
-        """Root mean square over the rows of all processes; 1 when advantages are not normalized, or all are 0 but for rounding."""
+        """Root mean square over the rows of all processes; 1 if advantages are not normalized, or 0 but for rounding."""
         if self.config.advantages == "none":
             return advantages.new_ones(())
         square = advantages.square().mean(0)
