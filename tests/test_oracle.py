@@ -188,7 +188,7 @@ def test_the_trainer_sees_the_rewards_that_the_optimum_knows(bed):
 @pytest.mark.parametrize("name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups"])
 def test_the_project_trainer_gains_on_the_testbed(bed, name):
     points = weightings.lattice(2, 3)
-    training = oracle_methods.training(0.3, 100).model_copy(update={"alpha_start": None})
+    training = oracle_methods.training(0.3, 80).model_copy(update={"alpha_start": None, "prompts_per_step": 32})
     policy = bed.train(oracle_methods.METHODS[name], training, show_progress=False)
     log_probs = oracle_methods.read_out(policy, points)
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, atol=1e-5)

@@ -5,8 +5,8 @@ weighting. With low-rank experts, the A's stacked to [M*r, in] and the B's to [o
 
     y = W x + B (c * (A x)),    c = coefficients of the row, each repeated r times;
 
-with full-rank ones, stacked to [M*out, in], `y = W x + sum_i c_i (D_i x)`. Two matrix products (one) serve every expert and
-every weighting. A row whose coefficients are all 0 is the frozen base model, bit for bit up to the addition of zero.
+with full-rank ones, side by side in [out, M*in], `y = W x + D (c_1 x, ..., c_M x)`. Two matrix products (one) serve every expert
+and every weighting. A row whose coefficients are all 0 is the frozen base model, bit for bit up to the addition of zero.
 Layers outside of S may carry one expert that all weightings share (`theta_rest`); its coefficient is the sum of the row's, so
 1 for a weighting, `1 - alpha` where the KL strength is conditioned on, and 0 for the reference policy.
 """
@@ -62,7 +62,7 @@ class ConditionedLinear(nn.Module):
         self.base, self.steering, self.role, self.experts, self.rank = base, steering, role, experts, rank
         device = base.weight.device  # parameters are float32: small steps vanish in bfloat16
         if rank == "full":
-            self.delta = nn.Parameter(torch.zeros(experts * base.out_features, base.in_features, device=device))
+            self.delta = nn.Parameter(torch.zeros(base.out_features, experts * base.in_features, device=device))
         else:
             bound = math.sqrt(3 / base.in_features)
             a = torch.empty(experts * rank, base.in_features).uniform_(-bound, bound, generator=generator)
@@ -82,10 +82,10 @@ class ConditionedLinear(nn.Module):
             return y
         parameters = self.cast or [parameter.to(x.dtype) for parameter in self.own()]
         if self.rank == "full":
-            each = functional.linear(x, parameters[0]).unflatten(-1, (self.experts, -1))  # [B, T, M, out]
-            return y + (each * scale[..., None]).sum(-2)
-        a, b = parameters
-        inner = functional.linear(x, a) * scale
+            inner, b = (scale[..., None] * x[..., None, :]).flatten(-2), parameters[0]  # [B, T, M*in]
+        else:
+            a, b = parameters
+            inner = functional.linear(x, a) * scale
         return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), b.T).view_as(y)  # no sum of its own over a large y
 
     def own(self) -> list[Tensor]:
@@ -96,8 +96,8 @@ class ConditionedLinear(nn.Module):
     def update(self, coefficients: Tensor, scaling: float) -> Tensor:
         """Return what the experts add to the base weight at `coefficients` [M], float32 [out, in]."""
         if self.rank == "full":
-            each = self.delta.unflatten(0, (self.experts, -1))
-            return scaling * torch.einsum("m,moi->oi", coefficients, each)
+            each = self.delta.unflatten(1, (self.experts, -1))
+            return scaling * torch.einsum("m,omi->oi", coefficients, each)
         return (self.b * (scaling * coefficients).repeat_interleave(self.rank)) @ self.a
 
 
