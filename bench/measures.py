@@ -75,7 +75,10 @@ def sweep(subject: Subject, rounds: int, prompts: int) -> dict[str, Any]:
 
 
 def arithmetic(subject: Subject, rounds: int) -> dict[str, Any]:
-    """(e) Achieved FLOP/s of forward and backward / this machine's best measured matrix product."""
+    """(e) Achieved FLOP/s of forward and backward / this machine's measured peak of a matrix product.
+
+    The peak is the better of bfloat16 and float32: without bfloat16 in hardware its product is emulated and no measure.
+    """
     policy = steerable(subject)
     ids = torch.randint(0, 256, (ROWS, 64), generator=torch.Generator().manual_seed(0))
     coefficients: Any = policy.coefficients(different_weightings(ROWS), ROWS)
@@ -96,9 +99,9 @@ def arithmetic(subject: Subject, rounds: int) -> dict[str, Any]:
         for dtype, (_, flops) in products.items()
     }
     used = str(policy.model.dtype).removeprefix("torch.")
-    more = {"achieved_flops": achieved, "peak_flops": peaks, "dtype": used, "ratio_in_dtype": achieved / peaks[used]}
-    report = entry("e", "FLOP/s of forward + backward / peak of a bfloat16 product", seconds, 0.6, **more)
-    return {**report, "ratio": achieved / peaks["bfloat16"], "larger_is_better": True}
+    more = {"achieved_flops": achieved, "peak_flops": peaks, "dtype": used}
+    report = entry("e", "FLOP/s of forward + backward / peak of a product", seconds, 0.6, **more)
+    return {**report, "ratio": achieved / max(peaks.values()), "larger_is_better": True}
 
 
 def objectives(subject: Subject, rounds: int, tiny: bool) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def _merged(policy: Any, model: Any, weighting: np.ndarray) -> Any:
 
 
 def _product(dtype: torch.dtype) -> tuple[Callable[[], Tensor], float]:
-    size = 2048
+    size = 2048 if dtype == torch.float32 or torch.cpu._is_avx512_bf16_supported() else 512
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return lambda: a @ b, 2.0 * size**3
 
