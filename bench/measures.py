@@ -39,23 +39,20 @@ def generation(subject: Subject, rounds: int) -> dict[str, Any]:
 def forward_backward(subject: Subject, rounds: int) -> dict[str, Any]:
     """(b) Forward and backward of the conditioned policy / PEFT with K adapters whose scalings are tensors."""
     policy = steerable(subject)
-    ids = torch.randint(0, 256, (ROWS, 64), generator=torch.Generator().manual_seed(0))
-    coefficients: Any = policy.coefficients(different_weightings(ROWS), ROWS)
-    stock = _peft(subject, coefficients)
-
-    def steered() -> None:
-        with policy.experts.steer(coefficients):  # type: ignore[union-attr]
-            _backward(policy.model, ids)
-
+    stock = _peft(subject, policy.coefficients(different_weightings(ROWS), ROWS))
     seconds = take_turns(
-        {"conditioned policy": steered, "PEFT, K active adapters": lambda: _backward(stock, ids)}, rounds
+        {
+            "conditioned policy": _steered_step(policy),
+            "PEFT, K active adapters": lambda: _backward(stock, _tokens()),
+        },
+        rounds,
     )
     return entry("b", f"forward + backward, {ROWS} x 64 tokens, K = 2, rank {RANK}", seconds, 0.3)
 
 
 def sweep(subject: Subject, rounds: int, prompts: int) -> dict[str, Any]:
     """(d) A sweep over 11 weightings in mixed batches / materialize, then generate, for each weighting in turn."""
-    policy, model = steerable(subject), steerable(subject, plain=True).model
+    policy = steerable(subject)
     documents = subject.documents[:prompts]
     grid = np.stack([np.linspace(0, 1, 11), np.linspace(1, 0, 11)], axis=1)
     rows, weightings = [text for text in documents for _ in grid], np.tile(grid, (prompts, 1))
@@ -67,7 +64,7 @@ def sweep(subject: Subject, rounds: int, prompts: int) -> dict[str, Any]:
 
     def one_by_one() -> None:
         for weighting in grid:
-            plain = _merged(policy, model, weighting)
+            plain = _merged(policy, weighting)
             sample(plain, plain.tokenize(documents), None)
 
     seconds = take_turns({"mixed batches": mixed, "materialize, then generate": one_by_one}, rounds)
@@ -80,13 +77,7 @@ def arithmetic(subject: Subject, rounds: int) -> dict[str, Any]:
     The peak is the better of bfloat16 and float32: without bfloat16 in hardware its product is emulated and no measure.
     """
     policy = steerable(subject)
-    ids = torch.randint(0, 256, (ROWS, 64), generator=torch.Generator().manual_seed(0))
-    coefficients: Any = policy.coefficients(different_weightings(ROWS), ROWS)
-
-    def step() -> None:
-        with policy.experts.steer(coefficients):  # type: ignore[union-attr]
-            _backward(policy.model, ids)
-
+    step = _steered_step(policy)
     with FlopCounterMode(display=False) as counter:
         step()
     products = {dtype: _product(dtype) for dtype in (torch.bfloat16, torch.float32)}
@@ -124,7 +115,7 @@ def _backward(model: Any, ids: Tensor) -> None:
         parameter.grad = None
 
 
-def _peft(subject: Subject, coefficients: Tensor) -> Any:
+def _peft(subject: Subject, coefficients: Any) -> Any:
     model: Any = steerable(subject, plain=True).model
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=LINEAR, lora_dropout=0.0)
     model = get_peft_model(model, config, adapter_name="0")
@@ -137,17 +128,24 @@ def _peft(subject: Subject, coefficients: Tensor) -> Any:
     return model
 
 
-def _merged(policy: Any, model: Any, weighting: np.ndarray) -> Any:
-    """A plain copy of the base model with one weighting folded in; the policy itself stays steerable."""
-    plain = copy.deepcopy(model)
-    plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.detach().clone(), requires_grad=False)
-    coefficients = torch.as_tensor(weighting, dtype=torch.float32)
-    with torch.no_grad():
-        for name, layer in policy.experts.layers.items():
-            update = layer.update(policy.experts.layer_coefficients(layer, coefficients), policy.experts.scaling)
-            plain.get_submodule(name).weight += update.to(plain.dtype)
-    generation = policy.generation
-    return type(policy)(plain, policy.tokenizer, generation, objectives=policy.objectives)
+def _merged(policy: Any, weighting: np.ndarray) -> Any:
+    """Materialize one weighting in a copy; the policy itself stays steerable."""
+    return copy.deepcopy(policy, {id(policy.tokenizer): policy.tokenizer}).materialize(weighting)
+
+
+def _steered_step(policy: Any) -> Callable[[], None]:
+    """Forward and backward of a policy with a different weighting on every row."""
+    coefficients = policy.coefficients(different_weightings(ROWS), ROWS)
+
+    def step() -> None:
+        with policy.experts.steer(coefficients):
+            _backward(policy.model, _tokens())
+
+    return step
+
+
+def _tokens() -> Tensor:
+    return torch.randint(0, 256, (ROWS, 64), generator=torch.Generator().manual_seed(0))
 
 
 def _product(dtype: torch.dtype) -> tuple[Callable[[], Tensor], float]:

@@ -3,7 +3,6 @@
 TRL cannot train an adapter on the output layer, so its step has one layer and one expert less to do than CLP's.
 """
 
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +54,7 @@ def _prepare_rloo(subject: Subject, steps: int, gate: TrainerCallback) -> Callab
         return word_count([], completions).tolist()
 
     config = RLOOConfig(
-        output_dir=tempfile.mkdtemp(), max_steps=steps, per_device_train_batch_size=GROUPS * SAMPLES, num_generations=SAMPLES,
+        output_dir="build/bench/trl", max_steps=steps, per_device_train_batch_size=GROUPS * SAMPLES, num_generations=SAMPLES,
         max_completion_length=GENERATION.max_new_tokens, beta=0.05, learning_rate=1e-4, report_to=[],
         save_strategy="no", logging_strategy="no", disable_tqdm=True, gradient_checkpointing=False,
         use_cpu=True, bf16=False, dataloader_pin_memory=False,

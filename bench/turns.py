@@ -62,7 +62,6 @@ class StepTurns:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads) and not failures:
-            threads[0].join(0.2)
             for thread in threads:
                 thread.join(0.2)
         if failures:
