@@ -38,17 +38,27 @@ def generation(subject: Subject, rounds: int) -> dict[str, Any]:
 
 
 def forward_backward(subject: Subject, rounds: int) -> dict[str, Any]:
-    """(b) Forward and backward of the conditioned policy / PEFT with K adapters whose scalings are tensors."""
+    """(b) Forward and backward of the conditioned policy / PEFT with K adapters whose scalings are tensors.
+
+    `floor` is the same ratio for the frozen base model alone, which both sides run: no way of adding experts goes below it.
+    """
     policy = steerable(subject)
     stock = _peft(subject, policy.coefficients(different_weightings(ROWS), ROWS))
+    bare: Any = steerable(subject, plain=True).model.requires_grad_(False)
+    bare.enable_input_require_grads()  # gradients then flow through every layer, as they must to reach the first experts
     seconds = take_turns(
         {
             "conditioned policy": _steered_step(policy),
             "PEFT, K active adapters": lambda: _backward(stock, _tokens()),
+            "frozen base model alone": lambda: _backward(bare, _tokens()),
         },
         rounds,
     )
-    return entry("b", f"forward + backward, {ROWS} x 64 tokens, K = 2, rank {RANK}", seconds, 0.3)
+    report = entry("b", f"forward + backward, {ROWS} x 64 tokens, K = 2, rank {RANK}", seconds, 0.3)
+    return {
+        **report,
+        "floor": report["medians_s"]["frozen base model alone"] / report["medians_s"]["PEFT, K active adapters"],
+    }
 
 
 def sweep(subject: Subject, rounds: int, prompts: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "clp_lightning"
 SOURCES = {path.stem: path for path in (REPOSITORY / "src" / PACKAGE).glob("*.py")}
 
-PURE = {"errors", "files", "config", "weightings", "losses", "frontier"}
+PURE = {"errors", "files", "config", "config_errors", "weightings", "losses", "frontier"}
 ORACLE = {"oracle"}  # numpy and the frontier, nothing else
 STORE = {"store", "store_inputs", "store_publish", "store_schema"}
 DATA = {"data"} | STORE | ORACLE
@@ -25,7 +25,7 @@ LAYERS = [PURE, DATA, PARTS, POLICY, WORK, SURFACE]
 
 HEAVY = {"torch", "transformers", "lightning", "peft", "matplotlib", "scipy", "moocore", "gguf", "botocore"}
 # They carry values and bytes and compute nothing, or (export) no stage calls them: no reason to train again.
-GLUE = {"errors", "files", "config", "progress", "export"}
+GLUE = {"errors", "files", "config", "config_errors", "progress", "export"}
 
 
 def imported(tree: ast.AST, *, inside_functions: bool) -> set[str]:
@@ -68,11 +68,11 @@ def test_imports_run_one_way(module):
     level = next(index for index, layer in enumerate(LAYERS) if module in layer)
     allowed = set.union(*LAYERS[: level + 1])
     if module in PURE:
-        allowed = {"errors", "files", "weightings"}
+        allowed = {"errors", "files", "weightings", "config_errors"}
     if module in ORACLE:
         allowed = {"frontier"}
     if module in STORE:
-        allowed = STORE | {"frontier", "config", "files", "errors"}
+        allowed = STORE | {"frontier", "config", "config_errors", "files", "errors"}
     assert uses <= allowed
 
 

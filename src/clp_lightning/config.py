@@ -4,12 +4,13 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from clp_lightning.config_errors import first_problem, yaml_problem
 from clp_lightning.errors import UsageError
 
 NAME, TEMPLATE = r"^[a-z][a-z0-9_+-]*$", r"\{document\}"
@@ -259,57 +260,10 @@ def load_config(path: Path | str = "params.yaml") -> Config:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; run in a project folder or name the file with --params") from error
     except YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {_yaml_problem(error)}; correct it there") from error
+        raise UsageError(f"{path}: not valid YAML: {yaml_problem(error)}; correct it there") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected keys and values; start from the repository's params.yaml")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_first_problem(error, values)}") from None
-
-
-def _yaml_problem(error: YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-    return " ".join(problem.split()) + (f" in line {mark.line + 1}" if mark else "")
-
-
-def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
-    # A misspelt key is both unknown and missing: naming the unknown one tells more.
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    first, more = problems[0], f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    where = _path(first["loc"], values)
-    what = _explain(first["type"], first["msg"], first["input"], first.get("ctx", {}))
-    return f"{where}: {what}{more}" if where else f"{what}{more}"
-
-
-def _path(location: tuple[int | str, ...], values: Any) -> str:
-    """Join pydantic's location as the file has it: without the kind that it inserts below a section with kinds."""
-    parts = []
-    for position, part in enumerate(location):
-        known = isinstance(values, dict) and part in values
-        if known or (position == len(location) - 1 and part != "[key]"):
-            parts.append(str(part))
-        values = values[part] if known else values
-    return ".".join(parts)
-
-
-def _explain(kind: str, message: str, found: Any, context: dict[str, Any]) -> str:
-    match kind:
-        case "extra_forbidden":
-            return "unknown key; remove it or correct its spelling"
-        case "missing":
-            return "missing; every key of params.yaml must be stated"
-        case "value_error":  # one of _consistent's, which names its key itself
-            return str(context["error"])
-        case "union_tag_invalid":
-            return f"expected a kind among {context['expected_tags']}, but found {context['tag']!r}"
-        case "union_tag_not_found":
-            return "kind: missing; state which kind it is"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return f"expected keys and values, but found {found!r}"
-        case "string_pattern_mismatch" if context["pattern"] == NAME:
-            return f"a name is of a-z, 0-9, _, + and -, a letter first, but found {found!r}"
-        case "string_pattern_mismatch":
-            return f"must contain {{document}}, but found {found!r}"
-        case _:
-            return f"{message[0].lower()}{message[1:]}, but found {found!r}"
+        raise UsageError(f"{path}: {first_problem(error, values)}") from None

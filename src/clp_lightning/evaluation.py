@@ -26,19 +26,21 @@ def evaluate(
     batch_size: int,
     seed: int,
     parts: Path,
+    alpha: float | None = None,
 ) -> pd.DataFrame:
     """Sample every prompt at every weighting and score the responses; one row per (weighting, prompt, sample).
 
-    `weightings` [N, K], or None for a policy that takes none; `prompts` has `id`, `document`, `summary`. Columns as in
-    docs/design.md. Finished weightings are kept in `parts`, so that an interrupted sweep continues. The random numbers
-    of a (prompt, weighting) are the same for every method, which makes comparisons between them paired.
+    `weightings` [N, K], or None for a policy that takes none; `alpha` (0..1) for one that takes KL strengths; `prompts` has
+    `id`, `document`, `summary`. Columns as in docs/design.md. Finished weightings are kept in `parts`, so that an interrupted
+    sweep continues. The random numbers of a (prompt, weighting) are the same for every method, which makes comparisons
+    between them paired.
     """
     points: Sequence[np.ndarray | None] = [None] if weightings is None else list(weightings)
     frames = []
     for index, weighting in enumerate(track(points, description=f"sample {method}")):
         part = parts / f"{index:04d}.parquet"
         if not part.exists():
-            frame = _sample(policy, weighting, prompts, samples=samples, batch_size=batch_size, seed=seed)
+            frame = _sample(policy, weighting, prompts, samples=samples, batch_size=batch_size, seed=seed, alpha=alpha)
             frame.insert(0, "method", method)
             frame.insert(1, "weighting_id", index)
             with atomic(part) as beside:
@@ -58,14 +60,14 @@ def _sample(
     samples: int,
     batch_size: int,
     seed: int,
+    alpha: float | None,
 ) -> pd.DataFrame:
     generator = torch.Generator(device=policy.model.device).manual_seed(seed)
     parts = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts.iloc[start : start + batch_size]
-        coefficients = (
-            None if weighting is None else policy.coefficients(np.tile(weighting, (len(batch), 1)), len(batch))
-        )
+        rows = None if weighting is None else np.tile(weighting, (len(batch), 1))
+        coefficients = policy.coefficients(rows, len(batch), alpha)
         tokens = policy.tokenize(
             batch["document"].tolist(), coefficients
         )  # a prompted policy reads its weighting there

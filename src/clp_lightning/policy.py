@@ -155,9 +155,7 @@ class SteerablePolicy:
         A prompted policy still needs its weighting in the prompt: see `PromptTemplate.written`.
         """
         assert self.experts is not None
-        one = weighting[None] if isinstance(weighting, np.ndarray) else weighting
-        coefficients: Any = self.coefficients(one, 1, alpha)
-        self.experts.merge(self.model, coefficients[0])
+        self.experts.merge(self.model, self._one(weighting, alpha))
         return SteerablePolicy(self.model, self.tokenizer, self.generation, objectives=self.objectives)
 
     def export(
@@ -170,16 +168,21 @@ class SteerablePolicy:
         """
         if self.experts is None:
             raise UsageError("this policy has no experts: it is a plain model folder already")
-        one = weighting[None] if isinstance(weighting, np.ndarray) else weighting
-        coefficients: Any = self.coefficients(one, 1, alpha)
-        row = coefficients[0].tolist()
+        coefficients = self._one(weighting, alpha)
+        row = coefficients.tolist()
         note = {
             "objectives": list(self.objectives),
             "coefficients": row,
             "template": self.generation.template,
             "prompt_begins_with": self.template.written(row) if self.prompted else "",
         }
-        export(self.model, self.tokenizer, self.experts, coefficients[0], out_dir, format=format, note=note)
+        export(self.model, self.tokenizer, self.experts, coefficients, out_dir, format=format, note=note)
+
+    def _one(self, weighting: Weighting | np.ndarray, alpha: float | None) -> Tensor:
+        """Return one row of coefficients [K]."""
+        coefficients = self.coefficients(weighting[None] if isinstance(weighting, np.ndarray) else weighting, 1, alpha)
+        assert coefficients is not None
+        return coefficients[0]
 
     def steer(self, coefficients: Tensor | None) -> Steer:
         """Return what `rollout` asks for: a context in which row `i` has the coefficients of group `groups[i]`."""

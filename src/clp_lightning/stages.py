@@ -197,6 +197,7 @@ def evaluate(config: Config, method: str) -> None:
         batch_size=settings.batch_size,
         seed=config.seed,
         parts=parts,
+        alpha=config.training.alpha if policy.takes_alpha else None,  # the strongest steering that it was trained for
     )
     summary = {
         "method": method,
