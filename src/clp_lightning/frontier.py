@@ -3,7 +3,7 @@
 Pure functions of numpy arrays. All objectives are maximized. N points, P prompts, K objectives.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import moocore
 import numpy as np
@@ -52,6 +52,85 @@ def dominated_share(a: ArrayLike, b: ArrayLike) -> float:
     return float(((above >= 0).all(-1) & (above > 0).any(-1)).any(0).mean())
 
 
+def epsilon_indicator(a: ArrayLike, b: ArrayLike) -> float:
+    """Least shift of every objective after which A weakly dominates all of B; below 0 if it does so with room to spare.
+
+    `a` [N, K], `b` [M, K], both with points; additive epsilon (Zitzler et al. 2003), from moocore. Raises `ClpError` on NaN.
+    """
+    return float(moocore.epsilon_additive(_some(a), _some(b), maximise=True))
+
+
+def igd_plus(points: ArrayLike, target: ArrayLike) -> float:
+    """Mean distance by which `points` [N, K] fall short of the target frontier [M, K]; 0 if they reach all of it.
+
+    IGD+ (Ishibuchi et al. 2015), from moocore: being better than the target costs nothing. Raises `ClpError` on NaN.
+    """
+    return float(moocore.igd_plus(_some(points), _some(target), maximise=True))
+
+
+def union_frontier(sets: Iterable[ArrayLike]) -> Array:
+    """Return the non-dominated points [M, K] of several sets [N, K] together."""
+    together = np.concatenate([_points(points) for points in sets])
+    return together[nondominated(together)]
+
+
+def expected_utility(weightings: ArrayLike, points: ArrayLike) -> float:
+    """EUM: mean over weightings [W, K] of the best `w.R` among points [N, K], as if a user chose the best for each w.
+
+    Zintgraf et al. 2015. Never below `mean_inner_product` of the same points. Raises `ClpError` on NaN.
+    """
+    return float((_points(weightings) @ _some(points).T).max(1).mean())
+
+
+def mean_inner_product(weightings: ArrayLike, points: ArrayLike) -> float:
+    """Mean of `w.R(w)` over weightings [N, K] and the points [N, K] that the policy reaches when given them."""
+    w, points = _points(weightings), _points(points)
+    if w.shape != points.shape or not len(w):
+        raise ClpError(f"each point needs its weighting: shapes {w.shape} and {points.shape}")
+    return float((w * points).sum(1).mean())
+
+
+def worst_objective(points: ArrayLike) -> float:
+    """Return the highest floor on offer: the best, over points [N, K], of a point's worst objective."""
+    return float(_some(points).min(1).max())
+
+
+def sparsity(points: ArrayLike) -> float:
+    """Mean squared gap between neighbours on the frontier, objective by objective (Xu et al. 2020); one point: 0.
+
+    `points` [N, K], dominated ones are left out. Its authors warn to read it beside the hypervolume only: points far below
+    a good frontier can be dense. Raises `ClpError` on NaN.
+    """
+    front = _points(points)[nondominated(points)]
+    if len(front) < 2:
+        return 0.0
+    return float((np.diff(np.sort(front, axis=0), axis=0) ** 2).sum() / (len(front) - 1))
+
+
+def violations(weightings: ArrayLike, rewards: ArrayLike) -> int:
+    """Number of steps from one weight [N] to the next higher one at which the mean reward [N] falls.
+
+    Points of equal weight count as one, with their mean. Raises `ClpError` on NaN.
+    """
+    x, y = _pair(weightings, rewards)
+    _, level = np.unique(np.round(x, 9), return_inverse=True)
+    means = np.bincount(level, y) / np.bincount(level)
+    return int((np.diff(means) < 0).sum())
+
+
+def win_rate(weightings: ArrayLike, a: ArrayLike, b: ArrayLike) -> float:
+    """Share of (weighting, prompt) pairs at which A's `w.R` is above B's, ties count half; 0.5 is level.
+
+    `weightings` [N, K], per-prompt rewards `a` and `b` [N, P, K] at the same weightings and prompts. Raises `ClpError` on NaN.
+    """
+    w = _points(weightings)
+    a, b = _finite(a, "rewards of A"), _finite(b, "rewards of B")
+    if a.shape != b.shape or a.shape[::2] != w.shape:
+        raise ClpError(f"a win rate needs the same weightings and prompts, not {a.shape} and {b.shape} at {w.shape}")
+    difference = ((a - b) * w[:, None]).sum(-1)
+    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+
+
 def steerability(weightings: ArrayLike, rewards: ArrayLike) -> float:
     """Kendall's tau-b between an objective's weight and the mean reward it buys: 1 obeys, 0 ignores, -1 inverts.
 
@@ -59,9 +138,7 @@ def steerability(weightings: ArrayLike, rewards: ArrayLike) -> float:
     where the textbook leaves it undefined. Raises `ClpError` on NaN. Same values as scipy.stats.kendalltau, which
     takes ten times as long for the few points of a frontier (Kendall 1945).
     """
-    x, y = _finite(weightings, "weightings"), _finite(rewards, "rewards")
-    if x.shape != y.shape or x.ndim != 1:
-        raise ClpError(f"weightings and rewards must be two lists of one length, not {x.shape} and {y.shape}")
+    x, y = _pair(weightings, rewards)
     upper = np.triu_indices(len(x), 1)
     x, y = (np.sign(np.subtract.outer(v, v))[upper] for v in (x, y))
     untied = float(np.abs(x).sum() * np.abs(y).sum())
@@ -103,6 +180,20 @@ def interval(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     tail = (1 - level) / 2
     low, high = np.quantile(_finite(draws, "draws"), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _pair(weightings: ArrayLike, rewards: ArrayLike) -> tuple[Array, Array]:
+    x, y = _finite(weightings, "weightings"), _finite(rewards, "rewards")
+    if x.shape != y.shape or x.ndim != 1:
+        raise ClpError(f"weightings and rewards must be two lists of one length, not {x.shape} and {y.shape}")
+    return x, y
+
+
+def _some(values: ArrayLike) -> Array:
+    points = _points(values)
+    if not len(points):
+        raise ClpError("no points to measure; a metric of a frontier needs at least one")
+    return points
 
 
 def _points(values: ArrayLike) -> Array:
