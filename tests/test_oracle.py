@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from clp_lightning import oracle, oracle_methods, weightings
 from clp_lightning.oracle import Problem
+from clp_lightning.policy import SteerablePolicy
 
 GRID = weightings.lattice(2, 5)
 
@@ -195,6 +196,17 @@ def test_the_project_trainer_gains_on_the_testbed(bed, name):
     # 0 is the reference policy, by standardization
     scalarized = np.einsum("wk,pnk,wpn->", points, bed.rewards, np.exp(log_probs)) / (8 * len(points))
     assert scalarized > 0.1
+
+
+def test_the_reference_that_is_looked_up_is_the_one_that_the_model_computes(bed):
+    policy = bed.train(oracle_methods.METHODS["clp-prompt"], oracle_methods.training(0.3, 2), show_progress=False)
+    prompts = policy.tokenize(["b", "e"])
+    ids = torch.tensor([[2, 0, 7], [0, 0, 0], [7, 7, 7], [1, 5, 3]])  # two responses per prompt
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    looked_up = policy.score(prompts, ids, mask, None, samples=2)
+    with torch.no_grad():
+        computed = SteerablePolicy.score_and_states(policy, prompts, ids, mask, None, samples=2)[0]
+    torch.testing.assert_close(looked_up, computed, atol=1e-5, rtol=0)
 
 
 def test_a_weighting_in_the_prompt_is_readable(bed):

@@ -139,7 +139,9 @@ def oracle(
         float, typer.Option(min=0.001, max=0.99, help="KL strength; the smaller, the more peaked the optimum.")
     ] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of testbed and training.")] = 0,
-    steps: Annotated[int, typer.Option(min=10, help="Training steps of each method.")] = 1000,
+    steps: Annotated[
+        int | None, typer.Option(min=10, help="Training steps of each method; 1000, or 850 beyond two objectives.")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Picture to write (.png or .svg); reports/oracle-....png.")
     ] = None,
@@ -151,7 +153,9 @@ def oracle(
     """
     from clp_lightning import oracle_report
 
-    oracle_report.report(objectives, alpha, seed, steps=steps, picture=picture, as_json=as_json)
+    oracle_report.report(
+        objectives, alpha, seed, steps=steps or (1000 if objectives <= 2 else 850), picture=picture, as_json=as_json
+    )
 
 
 @app.command()

@@ -1,9 +1,9 @@
-"""Frontiers of mean rewards: non-dominated sets, hypervolume, dominance, steerability, paired bootstrap.
+"""Frontiers of mean rewards: non-dominated sets, hypervolume, dominance, steerability.
 
 Pure functions of numpy arrays. All objectives are maximized. N points, P prompts, K objectives.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import moocore
 import numpy as np
@@ -143,43 +143,6 @@ def steerability(weightings: ArrayLike, rewards: ArrayLike) -> float:
     x, y = (np.sign(np.subtract.outer(v, v))[upper] for v in (x, y))
     untied = float(np.abs(x).sum() * np.abs(y).sum())
     return float(x @ y / np.sqrt(untied)) if untied else 0.0
-
-
-def resampled_means(per_prompt: Mapping[str, Array], draws: int, seed: int) -> dict[str, Array]:
-    """Mean rewards over `draws` resamples of the prompts, the same resamples for every method.
-
-    `per_prompt` maps a method to [N, P, K] (N may differ, P may not) -> method to [draws, N, K]. Prompts are drawn with
-    replacement as multinomial counts, so that a resampled mean is one matrix product. Raises `ClpError` on NaN.
-    """
-    prompts = {values.shape[1] for values in per_prompt.values()}
-    if len(prompts) != 1 or 0 in prompts:
-        raise ClpError(f"a paired bootstrap needs the same prompts for every method, found {sorted(prompts)} of them")
-    (p,) = prompts
-    counts = np.random.default_rng(seed).multinomial(p, np.full(p, 1 / p), size=draws).astype(float)  # [draws, P]
-    means = {}
-    for method, values in per_prompt.items():
-        n, _, k = values.shape
-        by_prompt = _finite(values, f"rewards of {method}").transpose(1, 0, 2).reshape(p, n * k)
-        means[method] = (counts @ by_prompt / p).reshape(draws, n, k)
-    return means
-
-
-def bootstrap(
-    per_prompt: Mapping[str, Array], statistic: Callable[[Array], float], draws: int, seed: int
-) -> dict[str, Array]:
-    """Draws [draws] of a statistic of mean rewards [N, K] for each method, paired: subtract them draw by draw.
-
-    See `resampled_means` for `per_prompt`. Efron & Tibshirani 1993, chapter 6.
-    """
-    means = resampled_means(per_prompt, draws, seed)
-    return {method: np.array([statistic(points) for points in values]) for method, values in means.items()}
-
-
-def interval(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval (low, high) that holds `level` of the draws. Raises `ClpError` on NaN."""
-    tail = (1 - level) / 2
-    low, high = np.quantile(_finite(draws, "draws"), [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _pair(weightings: ArrayLike, rewards: ArrayLike) -> tuple[Array, Array]:

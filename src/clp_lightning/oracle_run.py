@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +37,11 @@ def run(
 
     `progress` is told a method's name and the steps that it has done.
     """
-    from clp_lightning.oracle_methods import LETTERS, METHODS, Testbed
+    from clp_lightning.oracle_methods import LETTERS, METHODS, QUEUE, Testbed
 
     problem, points = Testbed(objectives, seed).problem(alpha), grid(objectives)
-    trained = _train_all(list(METHODS), objectives, alpha, seed, steps, progress)
+    results = _train_all(QUEUE, objectives, alpha, seed, steps, progress)
+    trained = {name: results[name] for name in METHODS}
     policies = {REFERENCE: (np.repeat(problem.ref_log_probs[None], len(points), axis=0), 0.0)}
     policies |= {name: (result.log_probs, result.seconds) for name, result in trained.items()}
     soups, exact = trained["rewarded-soups"], oracle.optimum(problem, np.eye(objectives))
@@ -62,9 +63,12 @@ def _row(name: str, problem: oracle.Problem, points: Array, log_probs: Array, se
 
 
 def _train_all(
-    names: list[str], objectives: int, alpha: float, seed: int, steps: int, progress: Callable[[str, int], None]
+    names: Sequence[str], objectives: int, alpha: float, seed: int, steps: int, progress: Callable[[str, int], None]
 ) -> dict[str, Trained]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    )
+    context.set_forkserver_preload(["clp_lightning.oracle_methods"])  # torch is read once, not by every process
     with context.Manager() as manager, ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
         told = manager.Queue()
         jobs: dict[str, Future[Trained]] = {
@@ -95,9 +99,9 @@ def _train(name: str, objectives: int, alpha: float, seed: int, steps: int, told
 
     torch.set_num_threads(1)  # one core each: the methods run side by side
     parent = os.getppid()
-    started, bed = time.monotonic(), Testbed(objectives, seed)
+    started, bed = time.process_time(), Testbed(objectives, seed)  # processor time: others may use this core
     policy = bed.train(METHODS[name], training(alpha, steps), callbacks=[Tell()], show_progress=False)
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     return Trained(read_out(policy, grid(objectives)), read_out(policy, np.eye(objectives)), seconds)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from clp_lightning import frontier
+from clp_lightning.bootstrap import Bootstrap
 from clp_lightning.config import Config
 from clp_lightning.errors import ClpError
 from clp_lightning.files import read_json
@@ -54,36 +55,33 @@ def statistics(found: list[MethodResults], config: Config) -> dict[str, pd.DataF
 
     Returns tidy frames: `points` (lists in the order of the objectives), `metrics` (method, metric, target, value, low,
     high) and `comparisons` (method_a minus method_b; `probability` is the share of resamples in which a is ahead, ties
-    count half). The intervals cover the choice of prompts, not the spread between training runs. Noise can only enlarge
-    a hypervolume, so its interval leans upwards; in a difference that cancels for the most part. Steerability has no
+    count half). The intervals cover the choice of prompts, not the spread between training runs. Steerability has no
     interval: resamples of a perfect order are nearly all less than perfect, so that theirs would not hold the value.
     """
     objectives, reference_point = config.objectives, [config.evaluation.reference_point] * len(config.objectives)
-    means = {f.method: f.rewards.mean(1) for f in found}  # [N, K]
-    draws = frontier.resampled_means(
-        {f.method: f.rewards for f in found}, config.evaluation.bootstrap_draws, config.seed
-    )  # [draws, N, K]
-    points = pd.concat([_points(f, means[f.method], draws[f.method]) for f in found], ignore_index=True)
+    bootstrap = Bootstrap(found[0].rewards.shape[1], config.evaluation.bootstrap_draws, config.seed)
+    means = {f.method: bootstrap.means(f.rewards) for f in found}  # [R, N, K], the first of all prompts
+    points = pd.concat([_points(f, means[f.method], bootstrap) for f in found], ignore_index=True)
 
-    volumes = {m: np.array([frontier.hypervolume(p, reference_point) for p in draws[m]]) for m in means}
-    value = {m: frontier.hypervolume(means[m], reference_point) for m in means}
-    metrics: list[tuple[Any, ...]] = [(m, "hypervolume", None, value[m], *frontier.interval(volumes[m])) for m in means]
+    volumes = {m: np.array([frontier.hypervolume(p, reference_point) for p in means[m]]) for m in means}
+    metrics: list[tuple[Any, ...]] = []
+    for m, volume in volumes.items():
+        metrics.append((m, "hypervolume", None, volume[0], *bootstrap.interval(volume)))
     for a, b in itertools.permutations(means, 2):
-        shares = [frontier.dominated_share(p, q) for p, q in zip(draws[a], draws[b], strict=True)]
-        share = frontier.dominated_share(means[a], means[b])
-        metrics.append((a, "dominated_share", b, share, *frontier.interval(shares)))
+        shares = [frontier.dominated_share(p, q) for p, q in zip(means[a], means[b], strict=True)]
+        metrics.append((a, "dominated_share", b, shares[0], *bootstrap.percentiles(shares)))
     for f in found:
         if f.points.weighting.notna().all() and len(f.points) > 1:
             weights = np.array(f.points.weighting.tolist())  # [N, K]
             for k, objective in enumerate(objectives):
-                tau = frontier.steerability(weights[:, k], means[f.method][:, k])
+                tau = frontier.steerability(weights[:, k], means[f.method][0, :, k])
                 metrics.append((f.method, "steerability", objective, tau, None, None))
 
     comparisons = []
     for a, b in itertools.combinations(means, 2):
         ahead = volumes[a] - volumes[b]
-        probability = float((ahead > 0).mean() + (ahead == 0).mean() / 2)
-        comparisons.append((a, b, "hypervolume", value[a] - value[b], *frontier.interval(ahead), probability))
+        row = (ahead[0], *bootstrap.interval(ahead), bootstrap.probability(ahead))
+        comparisons.append((a, b, "hypervolume", *row))
     return {
         "points": points,
         "metrics": pd.DataFrame(metrics, columns=["method", "metric", "target", "value", "low", "high"]),
@@ -93,9 +91,10 @@ def statistics(found: list[MethodResults], config: Config) -> dict[str, pd.DataF
     }
 
 
-def _points(found: MethodResults, means: frontier.Array, draws: frontier.Array) -> pd.DataFrame:
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)  # [N, K] each
-    return found.points.assign(method=found.method, rewards=means.tolist(), low=low.tolist(), high=high.tolist())
+def _points(found: MethodResults, means: frontier.Array, bootstrap: Bootstrap) -> pd.DataFrame:
+    ends = np.apply_along_axis(lambda values: np.array(bootstrap.interval(values)), 0, means)  # [2, N, K]
+    low, high = ends.tolist()
+    return found.points.assign(method=found.method, rewards=means[0].tolist(), low=low, high=high)
 
 
 def _read(folder: Path, method: str, objectives: tuple[str, ...]) -> MethodResults:

@@ -35,9 +35,10 @@ class StepModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def record(self, **values: float) -> None:
-        """Keep one row of the training curve and show it on the progress bar."""
+        """Keep one row of the training curve and show it on the progress bar, if there is one."""
         self.curve.append({"step": self.global_step, **values})
-        self.log_dict(dict(values), prog_bar=True, batch_size=1)
+        if self.trainer.progress_bar_callback is not None:  # a twentieth of a tiny model's step
+            self.log_dict(dict(values), prog_bar=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The curve travels with the checkpoint, so that a resumed run has all of it."""
