@@ -19,8 +19,9 @@ from clp_lightning.experts import Experts
 from clp_lightning.export import export
 from clp_lightning.files import atomic, read_json
 from clp_lightning.loading import load_base
+from clp_lightning.mixing import Mixture
 from clp_lightning.prompts import PromptTemplate
-from clp_lightning.rollout import Prompts, Responses, Steer, response_log_probs, sample_responses
+from clp_lightning.rollout import Prompts, Responses, Steer, repeated, response_log_probs, sample_responses
 
 Weighting = Mapping[str, float]
 
@@ -30,7 +31,7 @@ class SteerablePolicy:
 
     `prompted` policies read their weighting in the prompt too (prompt-CLP and combinations with it). `takes_alpha` says
     that the policy was trained at many KL strengths and takes one per row. Raises `UsageError` when prompt and response
-    together exceed the model's context.
+    together exceed the model's context. `mixture`, if given, decodes from several of the policy's settings at once.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class SteerablePolicy:
         experts: Experts | None = None,
         prompted: bool = False,
         takes_alpha: bool = False,
+        mixture: Mixture | None = None,
     ) -> None:
         self.model, self.tokenizer, self.generation, self.experts = model, tokenizer, generation, experts
         self.objectives, self.prompted, self.takes_alpha = tuple(objectives), prompted, takes_alpha
+        self.mixture = mixture
         context = getattr(model.config, "max_position_embeddings", None)
         self.template = PromptTemplate(tokenizer, generation, self.objectives, states_alpha=takes_alpha)
         needed = self.template.longest(prompted=prompted)
@@ -212,6 +215,7 @@ class SteerablePolicy:
         if uniform is None:
             size = len(prompts.ids) * samples, max_new_tokens or self.generation.max_new_tokens
             uniform = torch.rand(size, generator=generator, device=prompts.ids.device, dtype=torch.float64)
+        prompts, coefficients, shares = self._members(prompts, coefficients)
         with self._frozen():
             return sample_responses(
                 self.model,
@@ -222,6 +226,7 @@ class SteerablePolicy:
                 end_id=self.tokenizer.eos_token_id,
                 pad_id=self.tokenizer.pad_token_id,
                 temperature=temperature,
+                shares=shares,
             )
 
     def score(
@@ -234,7 +239,16 @@ class SteerablePolicy:
         self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Return what `score` does, and the last hidden state of each prompt [G, H], for learned baselines."""
-        return response_log_probs(self.model, self.steer(coefficients), prompts, ids, mask, samples=samples)
+        prompts, coefficients, shares = self._members(prompts, coefficients)
+        steer = self.steer(coefficients)
+        return response_log_probs(self.model, steer, prompts, ids, mask, samples=samples, shares=shares)
+
+    def _members(self, prompts: Prompts, coefficients: Tensor | None) -> tuple[Prompts, Tensor | None, Tensor | None]:
+        """Return prompts, coefficients and shares of all policies that a mixture runs; the reference is no mixture."""
+        if self.mixture is None or coefficients is None:
+            return prompts, coefficients, None
+        members, shares = self.mixture(coefficients)
+        return repeated(prompts, len(members)), members.flatten(0, 1), shares
 
     def decode(self, ids: Tensor) -> list[str]:
         """Return the responses' texts, stripped of special tokens and surrounding space."""

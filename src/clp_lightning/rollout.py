@@ -113,18 +113,22 @@ def sample_responses(
     end_id: int,
     pad_id: int,
     temperature: float,
+    shares: Tensor | None = None,
 ) -> Responses:
     """Sample S responses per prompt of at most T tokens from the random numbers `uniform` [B, T]; temperature 0 is greedy.
+
+    With `shares` [M, G] the next token is drawn from the normalized product of M policies, each to the power of its share; see
+    `repeated` for what `prompts` and `steer` then are.
 
     Two policies that sample with the same numbers are paired: where their distributions agree, so do their tokens.
     Log-probabilities are those of the policy itself (temperature 1), whatever the sampling temperature.
     """
     prefix = Prefix(model, prompts, steer, samples=samples)
-    hidden, tokens = prefix.last, uniform.shape[1]
+    hidden, tokens, members = prefix.last, uniform.shape[1], 1 if shares is None else len(shares)
     alive = torch.ones(len(uniform), dtype=torch.bool, device=hidden.device)
     ids, masks, log_probs = [], [], []
     for step in range(tokens):
-        scores = functional.log_softmax(prefix.logits(hidden), dim=-1)
+        scores = _mixed(prefix.logits(hidden), shares, samples)
         token = scores.argmax(-1) if temperature == 0 else _draw(scores / temperature, uniform[:, step, None])
         token = token.where(alive, torch.full_like(token, pad_id))
         ids.append(token)
@@ -133,26 +137,57 @@ def sample_responses(
         alive = alive & (token != end_id)
         if step == tokens - 1 or not alive.any():
             break
-        hidden = prefix.extend(token[:, None], masks[-1][:, None])
+        hidden = prefix.extend(token.repeat(members)[:, None], masks[-1].repeat(members)[:, None])
     return Responses(torch.stack(ids, 1), torch.stack(masks, 1), torch.stack(log_probs, 1))
 
 
+def repeated(prompts: Prompts, members: int) -> Prompts:
+    """Repeat the G prompts for M policies that are mixed: group `m * G + g` is prompt g, to be steered as policy m."""
+    return Prompts(prompts.ids.repeat(members, 1), prompts.mask.repeat(members, 1))
+
+
 def response_log_probs(
-    model: Any, steer: Steer, prompts: Prompts, ids: Tensor, mask: Tensor, *, samples: int
+    model: Any,
+    steer: Steer,
+    prompts: Prompts,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    samples: int,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log pi(y_t | x, y_<t) of given responses, float32 [B, T], and the prompts' last hidden states [G, H].
 
     Log-probabilities are 0 where `mask` is False, and differentiable. The output layer, a fifth of a small model's work,
-    sees the positions that count and no padding.
+    sees the positions that count and no padding. `shares` mixes M policies as in `sample_responses`.
     """
-    prefix = Prefix(model, prompts, steer, samples=samples)
+    prefix, members = Prefix(model, prompts, steer, samples=samples), 1 if shares is None else len(shares)
+    every_ids, every_mask = ids.repeat(members, 1), mask.repeat(members, 1)
     hidden = prefix.last
     if ids.shape[1] > 1:
-        hidden = torch.cat([hidden, prefix.extend(ids[:, :-1], mask[:, :-1])], dim=1)
-    logits = prefix.logits(hidden[mask][:, None], prefix.rows[:, None].expand_as(mask)[mask])
+        hidden = torch.cat([hidden, prefix.extend(every_ids[:, :-1], every_mask[:, :-1])], dim=1)
+    logits = prefix.logits(hidden[every_mask][:, None], prefix.rows[:, None].expand_as(every_mask)[every_mask])
+    if shares is not None:
+        logits = _mixed(logits, shares, samples, mask)
     log_probs = logits.new_zeros(ids.shape)
     log_probs[mask] = -functional.cross_entropy(logits, ids[mask], reduction="none")
     return log_probs, prefix.last[::samples, 0].detach()
+
+
+def _mixed(logits: Tensor, shares: Tensor | None, samples: int, mask: Tensor | None = None) -> Tensor:
+    """Return log-probabilities [N, V] of logits [N, V], or of the mixture by `shares` [M, G] of logits [M * N, V].
+
+    The N rows are the B rows in order, or the positions of theirs that `mask` [B, T] holds.
+    """
+    if shares is None:
+        return functional.log_softmax(logits, dim=-1)
+    each = functional.log_softmax(logits, dim=-1).unflatten(0, (len(shares), -1))  # [M, N, V]
+    of_rows = shares.repeat_interleave(samples, dim=1)  # [M, B]
+    if mask is not None:
+        of_rows = of_rows[:, :, None].expand(-1, *mask.shape)[:, mask]
+    # a share of 0 leaves a policy out, also where it forbids a token: 0 * -inf would be NaN
+    weighted = torch.where(of_rows[..., None] == 0, 0.0, each * of_rows[..., None].to(each.dtype))
+    return functional.log_softmax(weighted.sum(0), dim=-1)
 
 
 def _draw(scores: Tensor, uniform: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+"""Decoding from several policies at once: which ones, and the share of each, as a function of a row's coefficients.
+
+The next token is drawn from the normalized product `prod_m pi_m^(share_m)`: a forward per policy and token, and no training.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from clp_lightning.errors import UsageError
+
+# coefficients [G, K] -> the policies' coefficients [M, G, K], and their shares [M, G]
+Mixture = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def experts(coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix the K experts, each alone, with the row's coefficients (logit mixing: MOD, arXiv 2406.18853)."""
+    rows, count = coefficients.shape
+    alone = torch.eye(count, dtype=coefficients.dtype, device=coefficients.device)
+    return alone[:, None].expand(-1, rows, -1), coefficients.T
+
+
+def reference(strength: float) -> Mixture:
+    """Mix the policy with its reference: share `strength` (0..1) of the latter (DeRa, arXiv 2402.02992).
+
+    0 is the policy and 1 the reference, exactly. Raises `UsageError` outside of 0..1.
+    """
+    if not 0 <= strength <= 1:
+        raise UsageError(f"strength: {strength} must be in 0..1; 0 is the policy, 1 its reference")
+
+    def mixture(coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        shares = coefficients.new_tensor([1 - strength, strength])[:, None].expand(-1, len(coefficients))
+        return torch.stack([coefficients, torch.zeros_like(coefficients)]), shares
+
+    return mixture
