@@ -89,6 +89,7 @@ def test_configuration_cannot_be_changed(repository):
         ("corpus", [1], "corpus: expected keys and values, but found [1]"),
         ("rewards", ["brevity"], "rewards: expected keys and values, but found ['brevity']"),
         ("base.file", 3, "base.file: input should be a valid string, but found 3"),
+        ("training.rank", 0, "training.rank: input should be greater than or equal to 1, but found 0 (and 1 more)"),
         ("rewards.brevity.min_words", "3",
          "rewards.brevity.min_words: input should be a valid integer, but found '3'"),
         ("base.file", REMOVE, "base.file: missing; every key of params.yaml must be stated"),

@@ -27,7 +27,7 @@ def _path(location: tuple[int | str, ...], values: Any) -> str:
     parts = []
     for position, part in enumerate(location):
         known = isinstance(values, dict) and part in values
-        if known or (position == len(location) - 1 and part != "[key]"):
+        if known or (position == len(location) - 1 and part != "[key]" and isinstance(values, dict)):
             parts.append(str(part))
         values = values[part] if known else values
     return ".".join(parts)
