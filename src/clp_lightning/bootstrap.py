@@ -3,8 +3,6 @@
 Pure functions of numpy arrays. N points, P prompts, K objectives, D draws.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit  # Student's t; scipy.stats has it too and takes ten times as long to import
@@ -12,6 +10,7 @@ from scipy.special import stdtrit  # Student's t; scipy.stats has it too and tak
 from clp_lightning.errors import ClpError
 
 Array = NDArray[np.float64]
+LEVEL = 0.95  # of every interval in this project
 
 
 class Bootstrap:
@@ -24,7 +23,7 @@ class Bootstrap:
     def __init__(self, prompts: int, draws: int, seed: int) -> None:
         if prompts < 2 or draws < 2:
             raise ClpError(f"a bootstrap needs at least 2 prompts and 2 draws, not {prompts} and {draws}")
-        self.prompts, self.draws = prompts, draws
+        self.prompts = prompts
         drawn = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=draws) / prompts
         self.weights = np.concatenate([np.full((1, prompts), 1 / prompts), drawn])  # [R, P]
 
@@ -37,11 +36,7 @@ class Bootstrap:
             raise ClpError(f"rewards must be finite numbers, found {int((~np.isfinite(rewards)).sum())} that are not")
         return (self.weights @ rewards.transpose(1, 0, 2).reshape(p, n * k)).reshape(-1, n, k)
 
-    def statistic(self, rewards: Array, statistic: Callable[[Array], float]) -> Array:
-        """Return a statistic of mean rewards [N, K] for every version of the prompts, [R]: subtract two for a difference."""
-        return np.array([statistic(points) for points in self.means(rewards)])
-
-    def interval(self, values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    def interval(self, values: ArrayLike) -> tuple[float, float]:
         """Return the standard interval (low, high) of a statistic `values` [R]: its value -+ t times its bootstrap error.
 
         Efron & Tibshirani 1993, chapter 12, with Student's t and the factor for few prompts of Hesterberg 2015. Percentile
@@ -49,13 +44,13 @@ class Bootstrap:
         """
         value, drawn = self._parts(values)
         error = float(drawn.std(ddof=1)) * np.sqrt(self.prompts / (self.prompts - 1))
-        reach = float(stdtrit(self.prompts - 1, (1 + level) / 2)) * error
+        reach = float(stdtrit(self.prompts - 1, (1 + LEVEL) / 2)) * error
         return value - reach, value + reach
 
-    def percentiles(self, values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    def percentiles(self, values: ArrayLike) -> tuple[float, float]:
         """Return the percentile interval (low, high) of `values` [R]: for shares, whose ends it does not leave."""
         _, drawn = self._parts(values)
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
     def probability(self, difference: ArrayLike) -> float:

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from clp_lightning.config_errors import first_problem, yaml_problem
+from clp_lightning.config_errors import NAME, first_problem, yaml_problem
 from clp_lightning.errors import UsageError
 
-NAME, TEMPLATE = r"^[a-z][a-z0-9_+-]*$", r"\{document\}"
+TEMPLATE = r"\{document\}"
 
 Name = Annotated[str, Field(pattern=NAME)]
 Positive = Annotated[int, Field(ge=1)]

@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml.error import YAMLError
 
+NAME = r"^[a-z][a-z0-9_+-]*$"  # the pattern of objectives and methods, which has an explanation of its own
+
 
 def yaml_problem(error: YAMLError) -> str:
     """Return what is wrong with the file as YAML, on one line with its line number."""
@@ -47,7 +49,7 @@ def _explain(kind: str, message: str, found: Any, context: dict[str, Any]) -> st
             return "kind: missing; state which kind it is"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"expected keys and values, but found {found!r}"
-        case "string_pattern_mismatch" if "a-z" in context["pattern"]:
+        case "string_pattern_mismatch" if context["pattern"] == NAME:
             return f"a name is of a-z, 0-9, _, + and -, a letter first, but found {found!r}"
         case "string_pattern_mismatch":
             return f"must contain {{document}}, but found {found!r}"
