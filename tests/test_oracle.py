@@ -5,8 +5,10 @@ import json
 import math
 import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -290,3 +292,21 @@ def test_command_prints_json_and_writes_the_picture(tmp_path):
     assert rows["exact experts, per sequence"]["hypervolume_ratio"] == pytest.approx(1)
     assert set(rows["clp-full"]) == {"method", "hypervolume_ratio", "regret_mean", "regret_max", "seconds"}
     assert (tmp_path / "reports" / "oracle-alpha0.3-k3-seed0.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_command_that_was_killed(tmp_path):
+    command = [sys.executable, "-m", "clp_lightning.cli", "oracle", "--steps", "100000"]
+    main = psutil.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (busy := [child for child in main.children(recursive=True) if child.cpu_times().user > 8]):  # it trains
+        assert main.poll() is None and time.monotonic() < deadline
+        time.sleep(0.5)
+    family = main.children(recursive=True)
+    assert len(family) > len(busy) > 0
+    main.kill()
+    main.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive

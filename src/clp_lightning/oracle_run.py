@@ -69,10 +69,10 @@ def _train_all(
         "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     )
     context.set_forkserver_preload(["clp_lightning.oracle_methods"])  # torch is read once, not by every process
-    with context.Manager() as manager, ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        told = manager.Queue()
+    told = context.SimpleQueue()
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=_tell_to, initargs=(told,)) as pool:
         jobs: dict[str, Future[Trained]] = {
-            name: pool.submit(_train, name, objectives, alpha, seed, steps, told) for name in names
+            name: pool.submit(_train, name, objectives, alpha, seed, steps) for name in names
         }
         waiting = set(jobs.values())
         while waiting:
@@ -84,7 +84,15 @@ def _train_all(
         return {name: job.result() for name, job in jobs.items()}
 
 
-def _train(name: str, objectives: int, alpha: float, seed: int, steps: int, told: Any) -> Trained:
+_told: Any = None  # a worker's end of the queue: queues can be handed to a process only as it starts
+
+
+def _tell_to(queue: Any) -> None:
+    global _told
+    _told = queue
+
+
+def _train(name: str, objectives: int, alpha: float, seed: int, steps: int) -> Trained:
     import torch
     from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -92,13 +100,13 @@ def _train(name: str, objectives: int, alpha: float, seed: int, steps: int, told
 
     class Tell(Callback):
         def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-            if os.getppid() != parent:  # whoever asked for this is gone
+            if parent is not None and not parent.is_alive():  # whoever asked for this is gone
                 os._exit(1)
             if trainer.global_step % 20 == 0:
-                told.put((name, trainer.global_step))
+                _told.put((name, trainer.global_step))
 
     torch.set_num_threads(1)  # one core each: the methods run side by side
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()  # not the fork server, which would live on
     started, bed = time.process_time(), Testbed(objectives, seed)  # processor time: others may use this core
     policy = bed.train(METHODS[name], training(alpha, steps), callbacks=[Tell()], show_progress=False)
     seconds = time.process_time() - started
