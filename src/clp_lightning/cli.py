@@ -140,7 +140,7 @@ def oracle(
     ] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of testbed and training.")] = 0,
     steps: Annotated[
-        int | None, typer.Option(min=10, help="Training steps of each method; 1000, or 850 beyond two objectives.")
+        int | None, typer.Option(min=10, help="Training steps of each method; 850, or 700 beyond two objectives.")
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Picture to write (.png or .svg); reports/oracle-....png.")
@@ -154,7 +154,7 @@ def oracle(
     from clp_lightning import oracle_report
 
     oracle_report.report(
-        objectives, alpha, seed, steps=steps or (1000 if objectives <= 2 else 850), picture=picture, as_json=as_json
+        objectives, alpha, seed, steps=steps or (850 if objectives <= 2 else 700), picture=picture, as_json=as_json
     )
 
 
