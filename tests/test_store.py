@@ -333,6 +333,7 @@ def test_a_reader_never_sees_a_half_written_store_while_publishers_are_killed(pr
             until = time.monotonic() + random.uniform(0.3, 1.2)
             # on a busy machine: the first publisher lives until it has published once
             while time.monotonic() < until or (attempt == 0 and len(seen) < 2):
+                assert process.poll() is None, process.communicate()[1]
                 pd.testing.assert_frame_equal(store.points(store.run()["run_id"]), expected)
                 seen.add(store.identity())
                 reads += 1

@@ -139,9 +139,7 @@ def oracle(
         float, typer.Option(min=0.001, max=0.99, help="KL strength; the smaller, the more peaked the optimum.")
     ] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of testbed and training.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option(min=10, help="Training steps of each method; 850, or 700 beyond two objectives.")
-    ] = None,
+    steps: Annotated[int, typer.Option(min=10, help="Training steps of each method.")] = 900,
     picture: Annotated[
         Path | None, typer.Option(help="Picture to write (.png or .svg); reports/oracle-....png.")
     ] = None,
@@ -153,9 +151,7 @@ def oracle(
     """
     from clp_lightning import oracle_report
 
-    oracle_report.report(
-        objectives, alpha, seed, steps=steps or (850 if objectives <= 2 else 700), picture=picture, as_json=as_json
-    )
+    oracle_report.report(objectives, alpha, seed, steps=steps, picture=picture, as_json=as_json)
 
 
 @app.command()

@@ -110,7 +110,7 @@ GENERATION = Generation(max_prompt_tokens=1, max_new_tokens=LENGTH, template="{d
 
 
 class TabledPolicy(SteerablePolicy):
-    """A policy whose responses are all known: their texts and reference log-probabilities are looked up, which saves a quarter."""
+    """A policy whose responses are all known: texts and reference log-probabilities are looked up, which saves a quarter."""
 
     table: Tensor  # float32 [P, N, T]
 
@@ -122,7 +122,6 @@ class TabledPolicy(SteerablePolicy):
             return super().score_and_states(prompts, ids, mask, coefficients, samples=samples)
         rows = prompts.ids[:, -1].repeat_interleave(samples)
         return self.table[rows, (ids * PLACES).sum(-1)], torch.zeros(len(prompts.ids), HIDDEN)
-
 
     def decode(self, ids: Tensor) -> list[str]:
         """As in `SteerablePolicy`, of responses that are all complete."""
