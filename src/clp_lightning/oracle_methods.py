@@ -16,7 +16,7 @@ from clp_lightning.config import Dirichlet, Generation, Method, Training, Vertic
 from clp_lightning.experts import Experts
 from clp_lightning.oracle import Array, Problem
 from clp_lightning.policy import SteerablePolicy
-from clp_lightning.rollout import Prompts
+from clp_lightning.rollout import Prefix, Prompts
 from clp_lightning.trainer import fit
 from clp_lightning.training import ClpModule
 
@@ -137,12 +137,22 @@ def read_out(policy: SteerablePolicy, weightings: Array) -> Array:
 
 @torch.no_grad()
 def read_tokens(policy: SteerablePolicy, coefficients: Tensor | None) -> Tensor:
-    """Return log-probabilities [P, N, T] of every token of every response at one row of coefficients; None: the reference."""
-    letters = torch.cartesian_prod(*[torch.arange(len(LETTERS))] * LENGTH).repeat(len(LETTERS), 1)
-    mask = torch.ones_like(letters, dtype=torch.bool)
-    each = None if coefficients is None else coefficients.expand(len(LETTERS), -1)
+    """Return log-probabilities [P, N, T] of every token of every response at one row of coefficients; None: the reference.
+
+    Responses that begin alike share their beginning: it is read once, and its next letters are all looked up.
+    """
+    count, starts = len(LETTERS), len(LETTERS) ** (LENGTH - 1)
+    begun = torch.cartesian_prod(*[torch.arange(count)] * (LENGTH - 1)).repeat(count, 1)  # [P * starts, T - 1]
+    each = None if coefficients is None else coefficients.expand(count, -1)
     prompts: Prompts = policy.tokenize(list(LETTERS), each)
-    return policy.score(prompts, letters, mask, each, samples=RESPONSES).view(len(LETTERS), RESPONSES, LENGTH)
+    prefix = Prefix(policy.model, prompts, policy.steer(each), samples=starts)
+    hidden = torch.cat([prefix.last, prefix.extend(begun, torch.ones_like(begun, dtype=torch.bool))], dim=1)
+    logits = prefix.logits(hidden.flatten(0, 1)[:, None], prefix.rows.repeat_interleave(LENGTH))
+    nexts = logits.log_softmax(-1).view(count, starts, LENGTH, count)
+    begun = begun.view(count, starts, LENGTH - 1, 1)
+    taken = nexts[:, :, :-1].gather(-1, begun)[..., 0]  # [P, starts, T - 1]
+    last = nexts[:, :, -1, :, None]  # [P, starts, letter, 1]
+    return torch.cat([taken[:, :, None].expand(-1, -1, count, -1), last], dim=-1).flatten(1, 2)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

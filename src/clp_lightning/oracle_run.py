@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from clp_lightning import oracle, weightings
 from clp_lightning.oracle import Array
 
 REFERENCE, OPTIMUM = "reference", "optimum"
-POINTS_PER_EDGE = {1: 2, 2: 21, 3: 6, 4: 4}
+# Enough points for the optimal ones to enclose 95 % of what ever more of them would: a coarse grid flatters (docs/log.md).
+POINTS_PER_EDGE = {1: 2, 2: 21, 3: 16, 4: 9}
 
 
 class Trained(NamedTuple):
@@ -27,7 +29,7 @@ class Trained(NamedTuple):
 
 def grid(objectives: int) -> Array:
     """Return the weightings [W, K] at which methods are compared."""
-    return weightings.lattice(objectives, POINTS_PER_EDGE.get(objectives, 3))
+    return weightings.lattice(objectives, POINTS_PER_EDGE.get(objectives, 5))
 
 
 def run(
@@ -37,10 +39,11 @@ def run(
 
     `progress` is told a method's name and the steps that it has done.
     """
+    context = _start_server()
     from clp_lightning.oracle_methods import LETTERS, METHODS, QUEUE, Testbed
 
     problem, points = Testbed(objectives, seed).problem(alpha), grid(objectives)
-    results = _train_all(QUEUE, objectives, alpha, seed, steps, progress)
+    results = _train_all(context, QUEUE, objectives, alpha, seed, steps, progress)
     trained = {name: results[name] for name in METHODS}
     policies = {REFERENCE: (np.repeat(problem.ref_log_probs[None], len(points), axis=0), 0.0)}
     policies |= {name: (result.log_probs, result.seconds) for name, result in trained.items()}
@@ -62,13 +65,25 @@ def _row(name: str, problem: oracle.Problem, points: Array, log_probs: Array, se
     return {"method": name, **compared._asdict(), "seconds": seconds, "regularized_rewards": frontier}
 
 
+def _start_server() -> Any:
+    """Start the process from which the others are forked: it reads torch, once for all, while this one does too."""
+    preferred = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(preferred)
+    if preferred == "forkserver":
+        context.set_forkserver_preload(["clp_lightning.oracle_methods"])
+        forkserver.ensure_running()
+    return context
+
+
 def _train_all(
-    names: Sequence[str], objectives: int, alpha: float, seed: int, steps: int, progress: Callable[[str, int], None]
+    context: Any,
+    names: Sequence[str],
+    objectives: int,
+    alpha: float,
+    seed: int,
+    steps: int,
+    progress: Callable[[str, int], None],
 ) -> dict[str, Trained]:
-    context = multiprocessing.get_context(
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
-    context.set_forkserver_preload(["clp_lightning.oracle_methods"])  # torch is read once, not by every process
     told = context.SimpleQueue()
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=_tell_to, initargs=(told,)) as pool:
         jobs: dict[str, Future[Trained]] = {
