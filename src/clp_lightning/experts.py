@@ -86,7 +86,8 @@ class ConditionedLinear(nn.Module):
         else:
             a, b = parameters
             inner = functional.linear(x, a) * scale
-        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), b.T).view_as(y)  # no sum of its own over a large y
+        y.flatten(0, -2).addmm_(inner.flatten(0, -2), b.T)  # in place: no second copy of a large y
+        return y
 
     def own(self) -> list[Tensor]:
         """The experts' parameters: [A, B], or [D] at full rank."""
