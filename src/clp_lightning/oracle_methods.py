@@ -74,7 +74,7 @@ class Testbed:
         config = LlamaConfig(
             vocab_size=len(self.tokenizer), hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=2,
             num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=False, initializer_range=0.12,
-            attn_implementation="eager",  # the faster one for heads of 16 and three tokens
+            attn_implementation="eager",  # type: ignore[call-arg]  # the faster one for heads of 16 and three tokens
         )  # fmt: skip
         model = LlamaForCausalLM(config)
         model.lm_head = nn.Linear(HIDDEN, len(LETTERS), bias=False)  # responses are made of letters only
