@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from bench.turns import StepTurns
 from clp_lightning.base import write_packaged, write_random
-from clp_lightning.config import Dirichlet, Generation, RandomModel, Training, load_config
+from clp_lightning.config import Generation, RandomModel, Training, load_config
+from clp_lightning.config_methods import Dirichlet
 from clp_lightning.experts import Experts
 from clp_lightning.loading import load_base
 from clp_lightning.policy import SteerablePolicy

@@ -12,7 +12,8 @@ from lightning.pytorch import Callback
 from tiny_models import DOCUMENTS, make_policy, write_model
 
 from clp_lightning import baselines
-from clp_lightning.config import Dirichlet, Fixed, Mixture, Training, Vertices
+from clp_lightning.config import Training
+from clp_lightning.config_methods import Dirichlet, Fixed, Mixture, Vertices
 from clp_lightning.errors import ClpError
 from clp_lightning.rewards import RewardSet
 from clp_lightning.trainer import fit

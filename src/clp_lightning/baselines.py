@@ -1,7 +1,7 @@
 """Baselines of REINFORCE (variance reduction only): what is subtracted from a response's return to give its advantage.
 
 None depends on the response it is subtracted from, so the gradient stays unbiased. Shapes: G groups (one prompt, one
-weighting), S samples of each, B = G * S rows in group order, K objectives, H hidden units.
+weighting), S samples of each, B = G * S rows in group order, K coefficients, H hidden units.
 """
 
 from typing import NamedTuple
@@ -37,10 +37,10 @@ class WeightingRegression(nn.Module):
     gram: Tensor
     moment: Tensor
 
-    def __init__(self, objectives: int, *, forgetting: float = 0.95, ridge: float = 1e-2) -> None:
+    def __init__(self, coefficients: int, *, forgetting: float = 0.95, ridge: float = 1e-2) -> None:
         super().__init__()
         self.forgetting, self.ridge = forgetting, ridge
-        size = 1 + objectives + objectives * (objectives + 1) // 2
+        size = 1 + coefficients + coefficients * (coefficients + 1) // 2
         self.register_buffer("gram", torch.zeros(size, size, dtype=torch.float64))
         self.register_buffer("moment", torch.zeros(size, dtype=torch.float64))
 
@@ -61,9 +61,9 @@ class WeightingRegression(nn.Module):
 class LearnedValue(nn.Module):
     """A linear value of prompt and weighting, trained by least squares beside the policy."""
 
-    def __init__(self, hidden: int, objectives: int) -> None:
+    def __init__(self, hidden: int, coefficients: int) -> None:
         super().__init__()
-        self.value = nn.Linear(hidden + objectives, 1)
+        self.value = nn.Linear(hidden + coefficients, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
@@ -76,8 +76,8 @@ class LearnedValue(nn.Module):
         return (target - value).detach().to(returns), functional.mse_loss(value, target)
 
 
-def build_baseline(kind: str, *, hidden: int, objectives: int) -> nn.Module:
+def build_baseline(kind: str, *, hidden: int, coefficients: int) -> nn.Module:
     """Return the baseline that `training.baseline` names."""
     if kind == "leave_one_out":
         return LeaveOneOut()
-    return WeightingRegression(objectives) if kind == "regression" else LearnedValue(hidden, objectives)
+    return WeightingRegression(coefficients) if kind == "regression" else LearnedValue(hidden, coefficients)

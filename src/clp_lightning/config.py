@@ -6,25 +6,16 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from clp_lightning.config_errors import NAME, first_problem, yaml_problem
+from clp_lightning.config_errors import first_problem, yaml_problem
+from clp_lightning.config_methods import REFERENCE, Derived, Method, check_methods
+from clp_lightning.config_types import Name, Positive, Rate, Section, Share
 from clp_lightning.errors import UsageError
 
 TEMPLATE = r"\{document\}"
-
-Name = Annotated[str, Field(pattern=NAME)]
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A frozen mapping of `params.yaml`; keys it does not know are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Corpus(Section):
@@ -111,6 +102,7 @@ class Normalization(Section):
 class Training(Section):
     """The budget and the objective, the same for every method."""
 
+    seed: Annotated[int, Field(ge=0)]  # of the experts and of all sampling; runs that differ in it only are comparable
     steps: Positive
     accumulate: Positive  # micro-batches per optimizer step
     devices: Positive  # processes, each with a micro-batch of its own
@@ -128,52 +120,6 @@ class Training(Section):
     advantages: Literal["batch", "objective", "none"]  # what they are normalized over
     gradient_clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Positive
-
-
-class Dirichlet(Section):
-    """Q: weightings from a symmetric Dirichlet distribution; concentration 1 is uniform."""
-
-    kind: Literal["dirichlet"]
-    concentration: Annotated[float, Field(gt=0)]
-
-
-class Mixture(Section):
-    """Q: a vertex with probability `corner_mass`, else from a symmetric Dirichlet distribution."""
-
-    kind: Literal["mixture"]
-    concentration: Annotated[float, Field(gt=0)]
-    corner_mass: Share
-
-
-class Vertices(Section):
-    """Q: one-hot weightings only (rewarded soups)."""
-
-    kind: Literal["vertices"]
-
-
-class Fixed(Section):
-    """Q: one weighting (multi-objective RLHF, one model per weighting)."""
-
-    kind: Literal["fixed"]
-    weighting: dict[str, float]
-
-
-Distribution = Dirichlet | Mixture | Vertices | Fixed
-
-
-class Method(Section):
-    """One row of the method table: what is conditioned on the weighting, and the distribution Q of weightings."""
-
-    conditioning: Literal["full", "attention", "logits", "none"]  # the set S of layers with an expert per objective
-    shared: bool  # theta_rest: one more expert, the same for all weightings, on every other linear layer
-    prompted: bool  # whether the weighting is also written into the prompt
-    weightings: Annotated[Distribution, Field(discriminator="kind")]
-
-    @model_validator(mode="after")
-    def _trains_something(self) -> "Method":
-        if self.conditioning == "none" and not self.shared:
-            raise ValueError("conditioning: none without shared: true leaves nothing to train; set shared to true")
-        return self
 
 
 class Evaluation(Section):
@@ -198,7 +144,7 @@ class Generation(Section):
 class Config(Section):
     """The whole of `params.yaml`."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]  # of the data, the reference policy, the learned reward and the test prompts
     corpus: Corpus
     base: Annotated[PackagedGguf | RandomModel, Field(discriminator="kind")]
     generation: Generation
@@ -209,6 +155,7 @@ class Config(Section):
     normalization: Normalization
     training: Training
     methods: dict[Name, Method]
+    derived: dict[Name, Derived]
     evaluation: Evaluation
 
     @model_validator(mode="after")
@@ -217,8 +164,7 @@ class Config(Section):
             raise ValueError("rewards: name at least one objective")
         if not self.methods:
             raise ValueError("methods: name at least one method to compare with the reference policy")
-        if "reference" in self.methods:
-            raise ValueError("methods.reference: this name is kept for the reference policy; choose another")
+        check_methods(self.methods, self.derived, self.objectives)
         if self.corpus.validation_services + self.corpus.test_services >= 1:
             raise ValueError("corpus: validation_services and test_services leave nothing to train on; lower them")
         training = self.training
@@ -241,6 +187,11 @@ class Config(Section):
                 "training.alpha_start: a policy conditioned on alpha has no single one to start from; use null"
             )
         return self
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Names of everything that is evaluated: the reference policy, what was trained, what is derived from it."""
+        return (REFERENCE, *self.methods, *self.derived)
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Policy x weightings x prompts -> one result per row: response, rewards, monitors."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,64 +14,79 @@ from clp_lightning.progress import track
 from clp_lightning.rewards import Monitors, RewardSet
 
 
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a policy is sampled on: prompts with `id`, `document`, `summary`; weightings [N, K], or None if it takes none.
+
+    `best_of` answers are drawn for each that is kept, the one with the largest w.R. `alpha` (0..1) is for a policy that takes
+    KL strengths. Finished weightings are kept in the folder `parts`, so that an interrupted sweep continues, and so that
+    several processes can each sample some of them. The random numbers of a (prompt, weighting) follow from `seed` and are the
+    same for every method, which makes comparisons between them paired.
+    """
+
+    prompts: pd.DataFrame
+    weightings: np.ndarray | None
+    rewards: RewardSet
+    samples: int
+    batch_size: int
+    seed: int
+    parts: Path
+    best_of: int = 1
+    alpha: float | None = None
+
+    @property
+    def points(self) -> Sequence[np.ndarray | None]:
+        """The weightings in order; a single None for a policy that takes none."""
+        return [None] if self.weightings is None else list(self.weightings)
+
+    def part(self, index: int) -> Path:
+        """Return the file of one weighting's samples."""
+        return self.parts / f"{index:04d}.parquet"
+
+
+def sample(policy: SteerablePolicy, sweep: Sweep, indices: Sequence[int] | None = None) -> None:
+    """Sample the points `indices`, all by default, of which there is no file yet."""
+    todo = [i for i in (range(len(sweep.points)) if indices is None else indices) if not sweep.part(i).exists()]
+    drawn = None
+    for index in track(todo, description="sample"):
+        weighting = sweep.points[index]
+        if drawn is None or policy.experts is not None:  # the reference policy's answers serve every weighting
+            drawn = _sample(policy, weighting, sweep)
+        frame = drawn if weighting is None or sweep.best_of == 1 else _best(drawn, weighting, sweep)
+        weights = {
+            f"w:{name}": np.nan if weighting is None else weighting[k] for k, name in enumerate(policy.objectives)
+        }
+        with atomic(sweep.part(index)) as beside:
+            frame.assign(weighting_id=index, **weights).to_parquet(beside, index=False)
+
+
 def evaluate(
-    policy: SteerablePolicy,
-    *,
-    method: str,
-    weightings: np.ndarray | None,
-    prompts: pd.DataFrame,
-    rewards: RewardSet,
-    monitors: Monitors,
-    normalization: dict,
-    samples: int,
-    batch_size: int,
-    seed: int,
-    parts: Path,
-    alpha: float | None = None,
+    policy: SteerablePolicy, sweep: Sweep, *, method: str, monitors: Monitors, normalization: dict
 ) -> pd.DataFrame:
     """Sample every prompt at every weighting and score the responses; one row per (weighting, prompt, sample).
 
-    `weightings` [N, K], or None for a policy that takes none; `alpha` (0..1) for one that takes KL strengths; `prompts` has
-    `id`, `document`, `summary`. Columns as in docs/design.md. Finished weightings are kept in `parts`, so that an interrupted
-    sweep continues. The random numbers of a (prompt, weighting) are the same for every method, which makes comparisons
-    between them paired.
+    Columns as in docs/design.md.
     """
-    points: Sequence[np.ndarray | None] = [None] if weightings is None else list(weightings)
-    frames = []
-    for index, weighting in enumerate(track(points, description=f"sample {method}")):
-        part = parts / f"{index:04d}.parquet"
-        if not part.exists():
-            frame = _sample(policy, weighting, prompts, samples=samples, batch_size=batch_size, seed=seed, alpha=alpha)
-            frame.insert(0, "method", method)
-            frame.insert(1, "weighting_id", index)
-            with atomic(part) as beside:
-                frame.to_parquet(beside, index=False)
-        frames.append(pd.read_parquet(part))
-    rows = pd.concat(frames, ignore_index=True)
-    rows["monitor:kl"] = 0.0 if weightings is None else _kl(policy, rows, batch_size)
-    return _score(rows.drop(columns=["token_ids", "log_prob"]), rewards, monitors, normalization)
+    sample(policy, sweep)
+    rows = pd.concat([pd.read_parquet(sweep.part(index)) for index in range(len(sweep.points))], ignore_index=True)
+    rows.insert(0, "method", method)
+    if policy.experts is None:  # of the best of n answers, the bound log n - (n - 1) / n (arXiv 2401.01879)
+        rows["monitor:kl"] = np.log(sweep.best_of) - (sweep.best_of - 1) / sweep.best_of
+    else:
+        rows["monitor:kl"] = _kl(policy, rows, sweep.batch_size)
+    return _score(rows.drop(columns=["token_ids", "log_prob"]), sweep.rewards, monitors, normalization)
 
 
 @torch.no_grad()
-def _sample(
-    policy: SteerablePolicy,
-    weighting: np.ndarray | None,
-    prompts: pd.DataFrame,
-    *,
-    samples: int,
-    batch_size: int,
-    seed: int,
-    alpha: float | None,
-) -> pd.DataFrame:
-    generator = torch.Generator(device=policy.model.device).manual_seed(seed)
-    parts = []
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts.iloc[start : start + batch_size]
+def _sample(policy: SteerablePolicy, weighting: np.ndarray | None, sweep: Sweep) -> pd.DataFrame:
+    generator = torch.Generator(device=policy.model.device).manual_seed(sweep.seed)
+    samples, parts = sweep.samples * sweep.best_of, []
+    for start in range(0, len(sweep.prompts), sweep.batch_size):
+        batch = sweep.prompts.iloc[start : start + sweep.batch_size]
         rows = None if weighting is None else np.tile(weighting, (len(batch), 1))
-        coefficients = policy.coefficients(rows, len(batch), alpha)
-        tokens = policy.tokenize(
-            batch["document"].tolist(), coefficients
-        )  # a prompted policy reads its weighting there
+        coefficients = policy.coefficients(rows, len(batch), sweep.alpha)
+        # a prompted policy reads its weighting in the prompt
+        tokens = policy.tokenize(batch["document"].tolist(), coefficients)
         responses = policy.rollout(tokens, coefficients, samples=samples, generator=generator)
         repeated = batch.loc[batch.index.repeat(samples)]
         parts.append(
@@ -86,10 +102,14 @@ def _sample(
                 }
             )
         )
-    frame = pd.concat(parts, ignore_index=True)
-    for k, name in enumerate(policy.objectives):
-        frame[f"w:{name}"] = np.nan if weighting is None else weighting[k]
-    return frame
+    return pd.concat(parts, ignore_index=True)
+
+
+def _best(drawn: pd.DataFrame, weighting: np.ndarray, sweep: Sweep) -> pd.DataFrame:
+    """Keep of every `best_of` answers in a row the one with the largest w.R; of equal ones the first."""
+    scores = sweep.rewards(drawn["document"].tolist(), drawn["response"].tolist()) @ weighting
+    best = scores.reshape(-1, sweep.best_of).argmax(1)
+    return drawn.iloc[np.arange(len(best)) * sweep.best_of + best].reset_index(drop=True)
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from clp_lightning.config import Dirichlet, Generation, Method, Training, Vertices
+from clp_lightning.config import Generation, Training
+from clp_lightning.config_methods import Dirichlet, Method, Vertices
 from clp_lightning.experts import Experts
 from clp_lightning.oracle import Array, Problem
 from clp_lightning.policy import SteerablePolicy

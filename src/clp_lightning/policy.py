@@ -31,7 +31,8 @@ class SteerablePolicy:
 
     `prompted` policies read their weighting in the prompt too (prompt-CLP and combinations with it). `takes_alpha` says
     that the policy was trained at many KL strengths and takes one per row. Raises `UsageError` when prompt and response
-    together exceed the model's context. `mixture`, if given, decodes from several of the policy's settings at once.
+    together exceed the model's context. `mixture`, if given, decodes from several of the policy's settings at once. `listed`
+    [M, K], if given, says that there is an expert for each of these weightings, and none for others.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class SteerablePolicy:
         prompted: bool = False,
         takes_alpha: bool = False,
         mixture: Mixture | None = None,
+        listed: np.ndarray | None = None,
     ) -> None:
         self.model, self.tokenizer, self.generation, self.experts = model, tokenizer, generation, experts
         self.objectives, self.prompted, self.takes_alpha = tuple(objectives), prompted, takes_alpha
-        self.mixture = mixture
+        self.mixture, self.listed = mixture, listed
         context = getattr(model.config, "max_position_embeddings", None)
         self.template = PromptTemplate(tokenizer, generation, self.objectives, states_alpha=takes_alpha)
         needed = self.template.longest(prompted=prompted)
@@ -59,7 +61,9 @@ class SteerablePolicy:
             )
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *, dtype: torch.dtype | None = None) -> "SteerablePolicy":
+    def from_pretrained(
+        cls, folder: Path | str, *, dtype: torch.dtype | None = None, mixture: Mixture | None = None
+    ) -> "SteerablePolicy":
         """Load a folder that the pipeline wrote (`models/METHOD`); raises `ClpError` when it or its base is missing."""
         folder = Path(folder)
         if not folder.is_dir():
@@ -68,10 +72,11 @@ class SteerablePolicy:
             folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full"
         )
         base, tokenizer = load_base(folder / card["base_model"], dtype=dtype)
+        listed = card.get("listed")
         experts = Experts(
             base,
             conditioning=card["conditioning"],
-            experts=len(card["objectives"]),
+            experts=len(listed or card["objectives"]),
             rank=card["rank"],
             shared=card["shared"],
             scaling=card["scaling"],
@@ -92,6 +97,8 @@ class SteerablePolicy:
             experts=experts,
             prompted=card["prompted"],
             takes_alpha=card["takes_alpha"],
+            mixture=mixture,
+            listed=np.array(listed) if listed else None,
         )
 
     def save(self, folder: Path | str, *, base_model: str, **extra: Any) -> None:
@@ -105,6 +112,7 @@ class SteerablePolicy:
             "shared": self.experts.shared,
             "prompted": self.prompted,
             "takes_alpha": self.takes_alpha,
+            "listed": None if self.listed is None else self.listed.tolist(),
             "scaling": self.experts.scaling,
             "generation": self.generation.model_dump(),
             **extra,
@@ -132,20 +140,14 @@ class SteerablePolicy:
     ) -> Tensor | None:
         """Return the experts' coefficients `(1 - alpha) w`, [rows, K]: one weighting (and alpha) for all rows, or one each.
 
-        None is the reference policy, and so is `alpha = 1`. A policy trained at one KL strength takes no alphas.
+        None is the reference policy, and so is `alpha = 1`. A policy trained at one KL strength takes no alphas. One with an
+        expert per listed weighting gives one-hot rows [rows, M].
         """
         if weightings is None or self.experts is None:
             return None
-        if isinstance(weightings, np.ndarray):
-            array = weightings
-        elif isinstance(weightings, Mapping):
-            array = np.tile(simplex.to_array(weightings, self.objectives), (rows, 1))
-        else:
-            array = np.stack([simplex.to_array(weighting, self.objectives) for weighting in weightings])
-        if array.shape != (rows, len(self.objectives)):
-            raise UsageError(
-                f"{rows} prompts but weightings of shape {array.shape}; give one weighting, or one per prompt"
-            )
+        array = simplex.to_rows(weightings, rows, self.objectives)
+        if self.listed is not None:
+            array = simplex.which(array, self.listed, self.objectives)
         if alphas is not None:
             if not self.takes_alpha:
                 raise UsageError("alpha: this policy was trained at one KL strength and takes none; leave it out")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from clp_lightning import weightings as simplex
 from clp_lightning.baselines import Group, build_baseline
-from clp_lightning.config import Dirichlet, Distribution, Fixed, Mixture, Sft, Training, Vertices
+from clp_lightning.config import Sft, Training
+from clp_lightning.config_methods import Dirichlet, Distribution, Fixed, Listed, Mixture, Vertices
 from clp_lightning.losses import (
     kl_penalty,
     leave_one_out_advantages,
@@ -49,6 +50,9 @@ def draw_weightings(
             return simplex.vertices(rng, count, len(objectives))
         case Fixed():
             return np.tile(simplex.to_array(distribution.weighting, objectives), (count, 1))
+        case Listed():
+            rows = simplex.to_rows(distribution.each, len(distribution.each), objectives)
+            return simplex.shares(rng, count, rows)
 
 
 class PolicyModule(StepModule):
@@ -110,8 +114,9 @@ class ClpModule(PolicyModule):
         super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
         self.config, self.distribution, self.documents = config, distribution, documents
         self.rewards, self.seed, self.generated_tokens = rewards, seed, 0
+        assert policy.experts is not None
         hidden = policy.model.config.hidden_size
-        self.baseline = build_baseline(config.baseline, hidden=hidden, objectives=len(policy.objectives))
+        self.baseline = build_baseline(config.baseline, hidden=hidden, coefficients=policy.experts.count)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One on-policy gradient step; the lines follow the algorithm."""

@@ -32,6 +32,31 @@ def to_array(weighting: Mapping[str, float], objectives: Sequence[str]) -> np.nd
     return row
 
 
+def to_rows(
+    weightings: Mapping[str, float] | Sequence[Mapping[str, float]] | np.ndarray, rows: int, objectives: Sequence[str]
+) -> np.ndarray:
+    """Return float64 [rows, K]: one weighting for all rows, or one each; raises `UsageError` as `to_array` does."""
+    if isinstance(weightings, np.ndarray):
+        array = weightings
+    elif isinstance(weightings, Mapping):
+        array = np.tile(to_array(weightings, objectives), (rows, 1))
+    else:
+        array = np.stack([to_array(weighting, objectives) for weighting in weightings])
+    if array.shape != (rows, len(objectives)):
+        raise UsageError(f"{rows} prompts but weightings of shape {array.shape}; give one weighting, or one per prompt")
+    return array
+
+
+def which(rows: np.ndarray, listed: np.ndarray, objectives: Sequence[str]) -> np.ndarray:
+    """Return one-hot rows [N, M]: which of `listed` [M, K] each of `rows` [N, K] is; raises `UsageError` if none."""
+    same = np.abs(rows[:, None] - listed).max(-1) < SUM_TOLERANCE
+    if not same.any(1).all():
+        known = "; ".join(describe(row.tolist(), objectives) for row in listed)
+        missing = describe(rows[int(np.argmin(same.any(1)))].tolist(), objectives)
+        raise UsageError(f"weighting: there is no model for {missing}; this policy holds one for each of {known}")
+    return np.eye(len(listed))[same.argmax(1)]
+
+
 def parse(text: str, objectives: Sequence[str]) -> np.ndarray:
     """Read `"a=0.3,b=0.7"` as float64 [K]; raises `UsageError` as `to_array` does, and for malformed text."""
     weighting: dict[str, float] = {}
@@ -90,8 +115,13 @@ def mixture(
 
 def vertices(rng: np.random.Generator, count: int, objectives: int) -> np.ndarray:
     """Draw [count, K] one-hot weightings in equal shares, in random order (rewarded soups, arXiv 2306.04488)."""
-    shares = (np.arange(count) + rng.integers(objectives)) % objectives
-    return np.eye(objectives)[rng.permutation(shares)]
+    return shares(rng, count, np.eye(objectives))
+
+
+def shares(rng: np.random.Generator, count: int, listed: np.ndarray) -> np.ndarray:
+    """Draw [count, K] rows of `listed` [M, K] in equal shares, in random order."""
+    order = (np.arange(count) + rng.integers(len(listed))) % len(listed)
+    return listed[rng.permutation(order)]
 
 
 def _example(objectives: Sequence[str]) -> str:

@@ -1,0 +1,145 @@
+"""The stages of one method: `train` it, and `evaluate` it on unseen services; heavy libraries are imported when they run."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from clp_lightning import data
+from clp_lightning import stage_files as files
+from clp_lightning.config import Config
+from clp_lightning.config_methods import Method
+from clp_lightning.errors import UsageError
+from clp_lightning.files import atomic, read_json, write_json
+
+
+def train(config: Config, method: str) -> None:
+    """Train one method of the table."""
+    from clp_lightning.experts import Experts
+    from clp_lightning.loading import load_base
+    from clp_lightning.policy import SteerablePolicy
+    from clp_lightning.rewards import RewardSet
+    from clp_lightning.trainer import fit, write_curve
+    from clp_lightning.training import ClpModule
+
+    row, budget = _row(config, method), config.training
+    listed = row.listed(config.objectives)
+    model, tokenizer = load_base(files.REFERENCE)
+    experts = Experts(
+        model,
+        conditioning=row.conditioning,
+        experts=len(config.objectives) if listed is None else len(listed),
+        rank=budget.rank,
+        shared=row.shared,
+        seed=budget.seed,
+    )
+    policy = SteerablePolicy(
+        model,
+        tokenizer,
+        config.generation,
+        objectives=config.objectives,
+        experts=experts,
+        prompted=row.prompted,
+        takes_alpha=budget.alpha_high is not None,
+        listed=listed,
+    )
+    rewards = RewardSet.from_config(config, Path("."), files.NORMALIZATION)
+    documents = data.read_split(files.CORPUS, "train")["document"].tolist()
+    module = ClpModule(policy, budget, row.weightings, documents, rewards, budget.seed)
+    inputs = (files.CORPUS, files.NORMALIZATION, files.REFERENCE, files.REWARD_MODEL)
+    checkpoints = files.checkpoints(f"train-{method}", budget, row, config.generation, *inputs)
+    fit(
+        module,
+        checkpoints=checkpoints,
+        every=budget.checkpoint_every,
+        gradient_clip=budget.gradient_clip,
+        devices=budget.devices,
+    )
+    if not module.trainer.is_global_zero:
+        return
+    groups = budget.steps * budget.accumulate * budget.devices * budget.prompts_per_step
+    cost = {
+        "rollouts": groups * budget.samples_per_prompt,
+        "generated_tokens": module.generated_tokens,
+        "train_seconds": round(sum(row["seconds"] for row in module.curve), 1),
+        "stored_parameters": sum(tensor.numel() for tensor in experts.tensors().values()),
+        "models": 1 if listed is None else len(listed),
+    }
+    policy.save(Path("models") / method, base_model="../reference", method=method, seed=budget.seed, cost=cost)
+    write_curve(module.curve, Path("models") / method / "training_curve.csv")
+    files.curve(f"train-{method}", module.curve)
+    last = module.curve[-max(1, len(module.curve) // 5) :]
+    final = {key: sum(point[key] for point in last) / len(last) for key in ("scalarized_reward", "kl", "length")}
+    files.metrics(f"train-{method}", {**cost, "last_fifth_of_steps": final})
+    files.remove(checkpoints)
+
+
+def evaluate(config: Config, method: str) -> None:
+    """Sample one method, or `reference`, on unseen services at every weighting of the grid."""
+    from clp_lightning.evaluation import evaluate as sweep_and_score
+    from clp_lightning.rewards import Monitors
+
+    started = time.monotonic()
+    contestant, sweep = _sweep(config, method)
+    scale = read_json(files.NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
+    monitors = Monitors.from_config(config)
+    frame = sweep_and_score(contestant.policy, sweep, method=method, monitors=monitors, normalization=scale)
+    summary = {
+        "method": method,
+        "objectives": list(config.objectives),
+        "normalization": scale["objectives"],
+        "seed": config.seed,
+        "training_seed": config.training.seed,
+        "corpus_hash": read_json(files.CORPUS / "card.json", remedy="run the stage corpus (`dvc repro`)")["sha256"],
+        "cost": {**contestant.cost, "evaluate_seconds": round(time.monotonic() - started, 1)},
+    }
+    with atomic(files.RESULTS / method) as beside:
+        beside.mkdir()
+        frame.to_parquet(beside / "results.parquet", index=False)
+        write_json(beside / "summary.json", summary)
+        curve = Path("models") / method / "training_curve.csv"
+        if curve.is_file():  # the store reads results only
+            shutil.copyfile(curve, beside / "training_curve.csv")
+    columns = [name for name in frame.columns if name.startswith(("reward:", "monitor:"))]
+    files.metrics(f"evaluate-{method}", {name: float(frame[name].mean()) for name in columns})
+    files.remove(sweep.parts)
+
+
+def _sweep(config: Config, method: str) -> Any:
+    """Return the contestant and its sweep; the parts of a sweep lie where the same inputs find them again."""
+    from clp_lightning import methods
+    from clp_lightning.evaluation import Sweep
+    from clp_lightning.rewards import RewardSet
+
+    settings, contestant = config.evaluation, methods.load(config, method, Path("models"))
+    test = data.read_split(files.CORPUS, "test")
+    row = config.derived.get(method)
+    source = Path("models") / (row.of if row else method)
+    inputs = (
+        files.NORMALIZATION,
+        files.CORPUS,
+        files.REFERENCE,
+        source,
+        config.training.seed,
+        config.training.alpha,
+        row,
+    )
+    sweep = Sweep(
+        prompts=test.sample(min(settings.prompts, len(test)), random_state=config.seed).reset_index(drop=True),
+        weightings=contestant.weightings,
+        rewards=RewardSet.from_config(config, Path("."), files.NORMALIZATION),
+        samples=settings.samples_per_prompt,
+        batch_size=settings.batch_size,
+        seed=config.training.seed,
+        parts=files.checkpoints(f"evaluate-{method}", settings, config.generation, config.seed, *inputs),
+        best_of=contestant.best_of,
+        # the strongest steering that a policy conditioned on alpha was trained for
+        alpha=config.training.alpha if contestant.policy.takes_alpha else None,
+    )
+    return contestant, sweep
+
+
+def _row(config: Config, method: str) -> Method:
+    if method not in config.methods:
+        raise UsageError(f"methods.{method}: no such method in params.yaml; it has {', '.join(config.methods)}")
+    return config.methods[method]

@@ -1,0 +1,66 @@
+"""Every method that is compared, ready to sample from: trained ones, and those derived from them by other decoding."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clp_lightning import mixing
+from clp_lightning.config import Config
+from clp_lightning.config_methods import REFERENCE, BestOf, Dera, LogitMixing, Merged
+from clp_lightning.errors import UsageError
+from clp_lightning.files import read_json
+from clp_lightning.loading import load_base
+from clp_lightning.merging import MergedPolicy
+from clp_lightning.policy import SteerablePolicy
+from clp_lightning.weightings import lattice
+
+FREE = {"rollouts": 0, "generated_tokens": 0, "train_seconds": 0.0, "stored_parameters": 0, "models": 1}
+
+
+class Contestant(NamedTuple):
+    """A method to evaluate: its policy, its weightings [N, K] (None: it takes none), cost, and answers drawn per kept one."""
+
+    policy: SteerablePolicy
+    weightings: np.ndarray | None
+    cost: dict[str, Any]
+    best_of: int
+
+
+def load(config: Config, name: str, models: Path) -> Contestant:
+    """Load a method of `params.yaml`, or the reference policy, from `models`; raises `UsageError` for unknown names."""
+    grid = lattice(len(config.objectives), config.evaluation.weightings)
+    if name == REFERENCE:
+        return Contestant(_reference(config, models), None, FREE | {"forward_passes_per_token": 1}, 1)
+    if name in config.methods:
+        listed = config.methods[name].listed(config.objectives)
+        policy = SteerablePolicy.from_pretrained(models / name)
+        return Contestant(policy, grid if listed is None else listed, _cost(models / name, 1), 1)
+    if name not in config.derived:
+        raise UsageError(f"method {name!r}: not in params.yaml, which compares {', '.join(config.compared)}")
+    row = config.derived[name]
+    folder = models / row.of
+    match row.decoding:
+        case LogitMixing():
+            policy = SteerablePolicy.from_pretrained(folder, mixture=mixing.experts)
+            return Contestant(policy, grid, _cost(folder, len(config.objectives)), 1)
+        case Dera(strength=strength):
+            policy = SteerablePolicy.from_pretrained(folder, mixture=mixing.reference(strength))
+            return Contestant(policy, grid, _cost(folder, 2), 1)
+        case Merged():
+            merged = MergedPolicy.from_pretrained(folder)
+            assert isinstance(merged, MergedPolicy)
+            merged.operator, merged.seed = row.decoding, config.training.seed
+            return Contestant(merged, grid, _cost(folder, 1), 1)
+        case BestOf(samples=samples):
+            cost = FREE | {"forward_passes_per_token": samples}
+            return Contestant(_reference(config, models), grid, cost, samples)
+
+
+def _reference(config: Config, models: Path) -> SteerablePolicy:
+    return SteerablePolicy(*load_base(models / REFERENCE), config.generation, objectives=config.objectives)
+
+
+def _cost(folder: Path, passes: int) -> dict[str, Any]:
+    card = read_json(folder / "clp.json", remedy="run `dvc repro`")
+    return card["cost"] | {"forward_passes_per_token": passes}
