@@ -12,6 +12,7 @@ VENV := $(CURDIR)/.venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 BENCH := $(CURDIR)/.venv-bench
+SCALE := $(CURDIR)/.venv-scale
 LOCKS := requirements.lock assets.lock pyproject.toml
 
 # Stages side by side in `make repro` (`make repro JOBS=1`: one after the other), each with its share of the cores: two
@@ -29,7 +30,7 @@ export DO_NOT_TRACK := 1
 export CLP_PROJECT := $(CURDIR)
 export PATH := $(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test slow browser lint bench dashboard server worker deploy retrain lock clean
+.PHONY: help setup repro test slow browser lint bench scale dashboard server worker deploy retrain lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
@@ -104,6 +105,20 @@ $(BENCH)/.set-up: $(LOCKS) bench/requirements.lock $(STAMP)
 
 bench: $(BENCH)/.set-up ## measure what steering costs, as ratios taken in turns (ARGS="--only a,b"): reports/bench.json
 	@$(BENCH)/bin/python -m bench $(ARGS)
+
+# Dask and Ray are extras: an environment of its own again.
+$(SCALE)/.set-up: $(LOCKS) scale.lock $(STAMP)
+	@echo "scale: building .venv-scale from requirements.lock, assets.lock and scale.lock"
+	rm -f $(SCALE)/.set-up
+	$(PY) -m venv --clear $(SCALE)
+	export PIP_DISABLE_PIP_VERSION_CHECK=1
+	$(SCALE)/bin/python -m pip install --quiet -r requirements.lock -r scale.lock
+	$(SCALE)/bin/python -m pip install --quiet --no-deps -r assets.lock
+	$(SCALE)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $(SCALE)/.set-up
+
+scale: $(SCALE)/.set-up ## test the evaluation on Dask and Ray workers
+	@$(SCALE)/bin/python -m pytest -m scale $(ARGS)
 
 dashboard: $(STAMP) ## show the frontier in a browser
 	@streamlit run dashboard/app.py --server.address=127.0.0.1 --browser.gatherUsageStats=false

@@ -109,7 +109,7 @@ class Gate(Callback):
 def prepare(subject: Subject, objectives: int, steps: int, gates: list[Callback]) -> Callable[[], None]:
     """Load a policy and return what trains it: loading in threads is not safe, training is."""
     training = Training(
-        steps=steps, accumulate=1, devices=1, prompts_per_step=GROUPS, samples_per_prompt=SAMPLES, learning_rate=1e-4,
+        seed=0, steps=steps, accumulate=1, devices=1, prompts_per_step=GROUPS, samples_per_prompt=SAMPLES, learning_rate=1e-4,
         rank=RANK, alpha=0.05, alpha_start=None, alpha_high=None, kl="reward", baseline="leave_one_out", advantages="batch",
         gradient_clip=1.0, checkpoint_every=10**6,
     )  # fmt: skip

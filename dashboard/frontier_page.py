@@ -75,7 +75,11 @@ def _methods(store: Store, run: dict, metrics: pd.DataFrame) -> None:
         st.caption(f"The space a frontier encloses above the reference point ({point}). Larger is better.")
     with right:
         st.subheader("Paired differences")
-        pairs = [p for p in result["comparisons"] if REFERENCE not in p["methods"] or len(result["methods"]) == 2]
+        pairs = [
+            pair
+            for pair in result["comparisons"]
+            if pair["statistic"] == "hypervolume" and (REFERENCE not in pair["methods"] or len(result["methods"]) == 2)
+        ]
         st.markdown(
             "\n".join(f"- {_plain(difference_sentence(pair))}." for pair in pairs) or "There is one method only."
         )

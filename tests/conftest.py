@@ -64,3 +64,26 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(published: Path, tmp_path: Path) -> Path:
     """A copy of `published` that a test may change."""
     return Path(shutil.copytree(published, tmp_path / "project"))
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """A finished run of the recipe smoke, every stage in this process; not to be changed."""
+    from clp_lightning import stages
+    from clp_lightning.config import load_config
+    from clp_lightning.workspace import prepare
+
+    folder = prepare("smoke", tmp_path_factory.mktemp("smoke") / "project", root=repository)
+    config, here = load_config(folder / "params.yaml"), Path.cwd()
+    os.chdir(folder)
+    try:
+        for name in ("corpus", "base", "sft", "pairs", "reward_model", "normalization"):
+            stages.run(name, config)
+        for method in config.methods:
+            stages.run("train", config, method)
+        for method in config.compared:
+            stages.run("evaluate", config, method)
+        stages.run("publish", config)
+    finally:
+        os.chdir(here)
+    return folder

@@ -35,7 +35,7 @@ def write_results(
     folder: Path, config: Config, *, reach: dict[str, float] | None = None, noise: float = 0.5, seed: int = 0
 ):
     """Write every method of `config` and the reference policy below `folder`, which is returned."""
-    for index, method in enumerate(("reference", *config.methods)):
+    for index, method in enumerate(config.compared):
         radius = 0.0 if method == "reference" else (reach or REACH).get(method, 0.8)
         write_method(folder, config, method, radius, noise=noise, seed=seed + index)
     return folder
@@ -81,13 +81,18 @@ def write_method(folder: Path, config: Config, method: str, reach: float, *, noi
         "evaluate_seconds": 70.0,
         "stored_parameters": 2_442_240 if trained else 134_515_008,
         "models": 1,
+        "forward_passes_per_token": 1,
     }
     summary = {
         "method": method,
         "objectives": list(objectives),
         "normalization": {name: {"mean": 1.0, "std": 2.0} for name in objectives},
         "seed": config.seed,
+        "training_seed": config.training.seed,
+        "weights_hash": f"hash of {method}",
         "corpus_hash": "c0ffee",
         "cost": cost,
     }
     write_json(folder / method / "summary.json", summary)
+    if trained:
+        (folder / method / "training_curve.csv").write_text("step,loss,kl\n0,1.5,0.0\n1,1.0,0.25\n")

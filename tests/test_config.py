@@ -17,6 +17,7 @@ from clp_lightning.errors import UsageError
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT: dict[str, Any] = YAML(typ="safe", pure=True).load(REPOSITORY / "params.yaml")
 REMOVE = object()
+MIXING = {"of": "rewarded-soups", "decoding": {"kind": "logit_mixing"}}
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -47,6 +48,15 @@ def problem(tmp_path: Path, content: dict[str, Any] | str | bytes) -> str:
     assert "\n" not in text and raised.value.exit_code == 2
     assert text.startswith(f"{path}: ")
     return text.removeprefix(f"{path}: ")
+
+
+def test_the_arena_is_the_default_run_with_more_methods():
+    arena = YAML(typ="safe", pure=True).load(REPOSITORY / "recipes" / "arena.yaml")
+    table = {"methods", "derived"}
+    assert {key: value for key, value in arena.items() if key not in table} == {
+        key: value for key, value in DEFAULT.items() if key not in table
+    }
+    assert DEFAULT["methods"].items() <= arena["methods"].items()
 
 
 @pytest.mark.parametrize("path", [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "recipes").glob("*.yaml"))])
@@ -118,7 +128,8 @@ def test_configuration_cannot_be_changed(repository):
         # not among the choices
         ("base.kind", "hub", "base: expected a kind among 'gguf', 'random', but found 'hub'"),
         ("methods.clp-full.weightings.kind", "uniform",
-         "methods.clp-full.weightings: expected a kind among 'dirichlet', 'mixture', 'vertices', 'fixed', but found 'uniform'"),
+         "methods.clp-full.weightings: expected a kind among 'dirichlet', 'mixture', 'vertices', 'fixed', 'listed', "
+             "but found 'uniform'"),
         # texts
         ("generation.template", "Summary:", "generation.template: must contain {document}, but found 'Summary:'"),
         ("methods.CLP Full", DEFAULT["methods"]["clp-full"],

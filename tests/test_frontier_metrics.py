@@ -97,8 +97,8 @@ def test_win_rate_counts_prompts_at_equal_weightings():
     b = np.zeros((2, 2, 2))
     a = np.array([[[1, -9], [-1, 9]], [[1, -1], [1, 1]]])
     w = np.array([[1, 0], [0.5, 0.5]])
-    assert frontier.win_rate(w, a, b) == 0.625
-    assert frontier.win_rate(w, b, a) == 0.375
+    assert frontier.wins(w, a, b).mean() == 0.625
+    assert frontier.wins(w, b, a).mean() == 0.375
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,21 @@ def test_win_rate_counts_prompts_at_equal_weightings():
         lambda: frontier.worst_objective(np.zeros((0, 2))),
         lambda: frontier.mean_inner_product([[1, 0]], [[1, 2], [3, 4]]),
         lambda: frontier.violations([0, 1], [1, 2, 3]),
-        lambda: frontier.win_rate([[1, 0]], np.zeros((1, 2, 2)), np.zeros((1, 3, 2))),
-        lambda: frontier.win_rate([[1, 0]], np.full((1, 2, 2), np.nan), np.zeros((1, 2, 2))),
+        lambda: frontier.wins([[1, 0]], np.zeros((1, 2, 2)), np.zeros((1, 3, 2))),
+        lambda: frontier.wins([[1, 0]], np.full((1, 2, 2), np.nan), np.zeros((1, 2, 2))),
         lambda: frontier.expected_utility([[1, 0]], [[np.nan, 0]]),
     ],
 )
 def test_what_cannot_be_measured_is_refused(call):
     with pytest.raises(ClpError):
         call()
+
+
+def test_attainment_by_hand():
+    # run 1 attains (2, 1), run 2 attains (1, 2): both attain (1, 1) only, one of them all that either does
+    sets = [np.array([[2.0, 1.0]]), np.array([[1.0, 2.0]])]
+    np.testing.assert_allclose(frontier.attainment(sets, 1.0), [[1, 1]])
+    best = frontier.attainment(sets, 0.5)
+    np.testing.assert_allclose(best[best[:, 0].argsort()], [[1, 2], [2, 1]])
+    with pytest.raises(ClpError, match="2 or 3 objectives"):
+        frontier.attainment([np.array([[1.0]])], 0.5)

@@ -1,10 +1,8 @@
 """The smoke variant of the pipeline, every stage in this process, and what users do with its results."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,27 +15,12 @@ from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.policy import SteerablePolicy
 from clp_lightning.workspace import prepare
 
-ORDER = ("corpus", "base", "sft", "pairs", "reward_model", "normalization")
 WEIGHTS = "informativeness=0.8,brevity=0.2"
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory, repository):
-    """A finished smoke run."""
-    folder = prepare("smoke", tmp_path_factory.mktemp("smoke") / "project", root=repository)
-    config, here = load_config(folder / "params.yaml"), Path.cwd()
-    os.chdir(folder)
-    try:
-        for name in ORDER:
-            stages.run(name, config)
-        for method in config.methods:
-            stages.run("train", config, method)
-        for method in ("reference", *config.methods):
-            stages.run("evaluate", config, method)
-        stages.run("publish", config)
-    finally:
-        os.chdir(here)
-    return folder
+def project(smoke):
+    return smoke
 
 
 def clp(folder, *arguments, stdin=None):

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from clp_lightning.errors import ClpError
 from clp_lightning.picture import picture
-from clp_lightning.report import comparison, difference_sentence, method_styles, print_table, write_report
+from clp_lightning.report import comparison, difference_sentence, method_styles, write_report
+from clp_lightning.report_tables import print_table
 from clp_lightning.store import Store, publish
 
 RULE = {"kind": "brevity", "min_words": 3}

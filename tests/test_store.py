@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from results_factory import config, write_method, write_results
 from clp_lightning import frontier
 from clp_lightning.errors import ClpError
 from clp_lightning.store import Store, publish
+from clp_lightning.store_schema import CREATE, SCHEMA_VERSION
 
 CONFIG = config()
 
@@ -60,7 +62,8 @@ def test_metrics_and_comparisons_are_the_known_truth(published):
     assert metrics["clp-full", "dominated_share", "rewarded-soups"] == 1
     assert metrics["rewarded-soups", "dominated_share", "clp-full"] == 0
     assert metrics["clp-full", "steerability", "brevity"] == 1
-    pairs = store.comparisons(run).set_index(["method_a", "method_b"])
+    comparisons = store.comparisons(run)
+    pairs = comparisons[comparisons.statistic == "hypervolume"].set_index(["method_a", "method_b"])
     pair = pairs.loc[("clp-full", "rewarded-soups")]
     assert pair.difference == pytest.approx(volume["clp-full"] - volume["rewarded-soups"])
     assert pair.low < pair.difference < pair.high
@@ -152,9 +155,21 @@ def test_three_objectives_and_several_samples_of_a_prompt(tmp_path):
     assert len(store.texts(run, "service-000")) == 1 + 2 * 15 + 15
 
 
-def test_a_method_without_results_is_named_with_its_stage(project):
+def test_a_method_without_results_is_left_out_by_name_and_the_rest_is_usable(project):
     shutil.rmtree(project / "results" / "rewarded-soups")
-    with pytest.raises(ClpError, match=r"rewarded-soups has not been evaluated; run the stage evaluate@rewarded-soups"):
+    store = Store(project / "frontier.duckdb")
+    run = publish(project / "results", store.path, CONFIG)
+    problems = store.methods(run).set_index("method").problem
+    assert problems[["reference", "clp-full"]].isna().all()
+    assert (
+        "rewarded-soups has not been evaluated; run the stage evaluate of rewarded-soups" in problems["rewarded-soups"]
+    )
+    assert store.points(run).method.unique().tolist() == ["reference", "clp-full"]
+
+
+def test_the_reference_policy_is_needed(project):
+    shutil.rmtree(project / "results" / "reference")
+    with pytest.raises(ClpError, match="method reference has not been evaluated"):
         publish(project / "results", project / "frontier.duckdb", CONFIG)
 
 
@@ -174,28 +189,77 @@ def spoil(path: Path, change) -> None:
         (lambda rows: rows.assign(**{"w:brevity": rows["w:brevity"].replace(0, np.nan)}), "only some are known"),
     ],
 )
-def test_results_that_cannot_be_compared_are_refused(project, change, message):
+def test_results_that_cannot_be_compared_are_left_out_with_the_reason(project, change, message):
     spoil(project / "results" / "clp-full" / "results.parquet", change)
-    before = (project / "frontier.duckdb").read_bytes()
-    with pytest.raises(ClpError, match=f"method clp-full have .*{message}.*evaluate@clp-full"):
-        publish(project / "results", project / "frontier.duckdb", CONFIG)
-    assert (project / "frontier.duckdb").read_bytes() == before
+    problem = problem_of(project, "clp-full")
+    assert re.search(f"method clp-full have .*{message}.*evaluate of clp-full", problem)
+    for frame in contents(project / "frontier.duckdb").values():  # never silently: a NaN is in no metric
+        if "value" in frame:
+            assert np.isfinite(frame["value"]).all()
 
 
-def test_results_of_another_corpus_or_normalization_are_refused(project):
+def problem_of(project: Path, method: str) -> str:
+    run = publish(project / "results", project / "frontier.duckdb", CONFIG)
+    store = Store(project / "frontier.duckdb")
+    assert method not in store.points(run).method.unique()
+    return store.methods(run).set_index("method").problem[method]
+
+
+def test_results_of_another_corpus_or_normalization_are_left_out(project):
     path = project / "results" / "clp-full" / "summary.json"
-    for key, value in (("corpus_hash", "other"), ("normalization", {}), ("seed", 9)):
+    for key, value in (("corpus_hash", "other"), ("normalization", {}), ("seed", 9), ("training_seed", 9)):
         summary = json.loads(path.read_text())
         path.write_text(json.dumps(summary | {key: value}))
-        with pytest.raises(ClpError, match=f"clp-full have another {key} than reference's"):
-            publish(project / "results", project / "frontier.duckdb", CONFIG)
+        assert f"clp-full have another {key} than reference's" in problem_of(project, "clp-full")
         path.write_text(json.dumps(summary))
 
 
 def test_broken_result_files_are_one_sentence(project):
     (project / "results" / "clp-full" / "results.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ClpError, match=r"cannot read .*results.parquet of method clp-full.*evaluate@clp-full"):
-        publish(project / "results", project / "frontier.duckdb", CONFIG)
+    problem = problem_of(project, "clp-full")
+    assert re.search(r"cannot read .*results.parquet of method clp-full.*evaluate of clp-full", problem)
+    assert "\n" not in problem
+
+
+def test_curves_and_prompts_and_where_a_run_was_made(published):
+    store = Store(published / "frontier.duckdb")
+    run = store.run()
+    curves = store.curves(run["run_id"])
+    assert curves[(curves.method == "clp-full") & (curves.name == "kl")].value.tolist() == [0.0, 0.25]
+    assert run["training_seed"] == 0 and "cores" in run["machine"]
+    assert run["duration_seconds"] == 70 + 2 * (240.5 + 70)
+    methods = store.methods(run["run_id"]).set_index("method")
+    assert methods.weights_hash["clp-full"] == "hash of clp-full"
+    np.testing.assert_allclose(store.per_prompt(run["run_id"], "clp-full").mean(1)[0], [0, 1], atol=1e-12)
+
+
+def test_dominance_in_sql_is_that_of_the_frontier_module(tmp_path):
+    # the same answers from two implementations, on points with ties and duplicates
+    random = np.random.default_rng(0)
+    for objectives in (2, 3):
+        sets = {method: random.integers(0, 4, (6, objectives)).astype(float) for method in ("a", "b", "c")}
+        with duckdb.connect() as connection:
+            for statement in CREATE:
+                connection.execute(statement)
+            for method, points in sets.items():
+                for number, rewards in enumerate(points.tolist()):
+                    connection.execute(
+                        "INSERT INTO points BY NAME SELECT 'r' AS run_id, ? AS method, ? AS weighting_id, ? AS rewards",
+                        [method, number, rewards],
+                    )
+            kept = connection.execute("SELECT method, weighting_id, of_all_methods FROM nondominated").fetchall()
+            shares = connection.execute("SELECT method_a, method_b, share FROM dominance").fetchall()
+        everything = np.concatenate(list(sets.values()))
+        best = frontier.nondominated(everything).reshape(3, 6)
+        expected = [
+            (method, number, bool(best[i, number]))
+            for i, (method, points) in enumerate(sets.items())
+            for number in np.flatnonzero(frontier.nondominated(points)).tolist()
+        ]
+        assert kept == expected
+        assert len(shares) == 6
+        for a, b, share in shares:
+            assert share == pytest.approx(frontier.dominated_share(sets[a], sets[b]))
 
 
 def unreadable(kind: str, path: Path) -> None:
@@ -215,12 +279,12 @@ def unreadable(kind: str, path: Path) -> None:
         with duckdb.connect(path) as connection:
             statements = {
                 "other database": "CREATE TABLE t (x INT)",
-                "other version": "UPDATE meta SET schema_version = 99",
+                "old version": "UPDATE meta SET schema_version = 0",
             }
             connection.execute(statements[kind])
 
 
-KINDS = ["missing", "text", "empty", "directory", "truncated 0.3", "truncated 0.9", "other database", "other version"]
+KINDS = ["missing", "text", "empty", "directory", "truncated 0.3", "truncated 0.9", "other database", "old version"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,6 +310,61 @@ def test_publishing_over_it_builds_a_new_store_and_keeps_the_old_file(project, k
     assert [file.read_bytes() for file in aside] == ([] if old is None else [old])
 
 
+def test_a_store_of_a_newer_version_is_never_touched(project):
+    path = project / "frontier.duckdb"
+    with duckdb.connect(path) as connection:
+        connection.execute(f"UPDATE meta SET schema_version = {SCHEMA_VERSION + 1}")
+    before = path.read_bytes()
+    for call in (lambda: Store(path).run(), lambda: publish(project / "results", path, CONFIG)):
+        with pytest.raises(ClpError, match=r"was written by a newer clp-lightning .*upgrade with `make setup`"):
+            call()
+    assert path.read_bytes() == before
+
+
+VERSION_1 = """
+    CREATE TABLE meta (schema_version BIGINT);
+    INSERT INTO meta VALUES (1);
+    CREATE TABLE runs (run_id VARCHAR PRIMARY KEY, created_at TIMESTAMP, published_at TIMESTAMP, code_commit VARCHAR,
+        params JSON, corpus_hash VARCHAR, seed BIGINT, objectives VARCHAR[], normalization JSON, reference_point DOUBLE[],
+        bootstrap_draws BIGINT, prompts BIGINT, versions JSON);
+    INSERT INTO runs VALUES ('old', '2026-01-01', '2026-01-01', NULL, '{}', 'c', 0, ['a', 'b'], '{}', [-3, -3], 100, 1, '{}');
+    CREATE TABLE methods (run_id VARCHAR, method VARCHAR, position BIGINT, rollouts DOUBLE, generated_tokens DOUBLE,
+        train_seconds DOUBLE, evaluate_seconds DOUBLE, stored_parameters DOUBLE, models DOUBLE);
+    INSERT INTO methods VALUES ('old', 'reference', 0, 0, 0, 0, 1, 5, 1), ('old', 'clp-full', 1, 9, 9, 9, 1, 5, 1);
+    CREATE TABLE results (run_id VARCHAR, method VARCHAR, weighting_id BIGINT, weighting DOUBLE[], prompt_id VARCHAR,
+        document VARCHAR, reference_summary VARCHAR, response VARCHAR, rewards DOUBLE[], raw DOUBLE[], rouge_l DOUBLE,
+        coverage DOUBLE, kl DOUBLE, length DOUBLE, distinct_2 DOUBLE);
+    INSERT INTO results VALUES
+        ('old', 'reference', 0, NULL, 'p', 'doc', 'ref', 'says', [0, 0], [1, 1], 0, 0, 0, 1, 1),
+        ('old', 'clp-full', 0, [0, 1], 'p', 'doc', 'ref', 'answers', [0, 1], [1, 2], 0, 0, 0, 1, 1);
+    CREATE TABLE points (run_id VARCHAR, method VARCHAR, weighting_id BIGINT, weighting DOUBLE[], rewards DOUBLE[],
+        low DOUBLE[], high DOUBLE[], rouge_l DOUBLE, coverage DOUBLE, kl DOUBLE, length DOUBLE, distinct_2 DOUBLE);
+    INSERT INTO points VALUES ('old', 'clp-full', 0, [0, 1], [0, 1], [0, 0], [1, 2], 0, 0, 0, 1, 1);
+    CREATE TABLE metrics (run_id VARCHAR, method VARCHAR, metric VARCHAR, target VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE);
+    INSERT INTO metrics VALUES ('old', 'clp-full', 'hypervolume', NULL, 12, 11, 13);
+    CREATE TABLE comparisons (run_id VARCHAR, method_a VARCHAR, method_b VARCHAR, statistic VARCHAR, difference DOUBLE,
+        low DOUBLE, high DOUBLE, probability DOUBLE);
+"""
+
+
+def test_runs_of_the_first_schema_are_brought_over(project):
+    path = project / "frontier.duckdb"
+    path.unlink()
+    with duckdb.connect(path) as connection:
+        connection.execute(VERSION_1)
+    store = Store(path)
+    with pytest.raises(ClpError, match=r"has the older store schema 1.*`clp stage publish` to bring it up to date"):
+        store.run()
+    new = publish(project / "results", path, CONFIG)
+    assert store.runs().run_id.tolist() == [new, "old"]
+    assert store.run("old")["training_seed"] is None
+    assert store.documents("old")[["document", "reference_summary"]].to_numpy().tolist() == [["doc", "ref"]]
+    assert store.texts("old", "p").response.tolist() == ["says", "answers"]
+    assert store.metrics("old").value.tolist() == [12]
+    assert store.curves("old").empty
+    assert not list(project.glob("*.set-aside"))
+
+
 def test_an_empty_store_says_so(project):
     path = project / "frontier.duckdb"
     with duckdb.connect(path) as connection:
@@ -256,7 +375,8 @@ def test_an_empty_store_says_so(project):
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     code = textwrap.dedent(code)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

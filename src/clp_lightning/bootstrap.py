@@ -3,6 +3,8 @@
 Pure functions of numpy arrays. N points, P prompts, K objectives, D draws.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit  # Student's t; scipy.stats has it too and takes ten times as long to import
@@ -11,6 +13,7 @@ from clp_lightning.errors import ClpError
 
 Array = NDArray[np.float64]
 LEVEL = 0.95  # of every interval in this project
+CHUNK = 4_000_000  # shares in memory at a time
 
 
 class Bootstrap:
@@ -23,9 +26,7 @@ class Bootstrap:
     def __init__(self, prompts: int, draws: int, seed: int) -> None:
         if prompts < 2 or draws < 2:
             raise ClpError(f"a bootstrap needs at least 2 prompts and 2 draws, not {prompts} and {draws}")
-        self.prompts = prompts
-        drawn = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=draws) / prompts
-        self.weights = np.concatenate([np.full((1, prompts), 1 / prompts), drawn])  # [R, P]
+        self.prompts, self.draws, self.seed = prompts, draws, seed
 
     def means(self, rewards: Array) -> Array:
         """Mean rewards [R, N, K] of per-prompt rewards [N, P, K]; raises `ClpError` on NaN or other prompts."""
@@ -34,7 +35,16 @@ class Bootstrap:
             raise ClpError(f"a paired bootstrap needs the same prompts for every method, found {p} and {self.prompts}")
         if not np.isfinite(rewards).all():
             raise ClpError(f"rewards must be finite numbers, found {int((~np.isfinite(rewards)).sum())} that are not")
-        return (self.weights @ rewards.transpose(1, 0, 2).reshape(p, n * k)).reshape(-1, n, k)
+        flat = rewards.transpose(1, 0, 2).reshape(p, n * k)
+        return np.concatenate([weights @ flat for weights in self._weights()]).reshape(-1, n, k)
+
+    def _weights(self) -> Iterator[Array]:
+        """Yield the prompts' shares in every version, [some of R, P] at a time: all at once may not fit in memory."""
+        yield np.full((1, self.prompts), 1 / self.prompts)
+        size = max(1, CHUNK // self.prompts)
+        for start in range(0, self.draws, size):
+            rng, count = np.random.default_rng([self.seed, start]), min(size, self.draws - start)
+            yield rng.multinomial(self.prompts, np.full(self.prompts, 1 / self.prompts), size=count) / self.prompts
 
     def interval(self, values: ArrayLike) -> tuple[float, float]:
         """Return the standard interval (low, high) of a statistic `values` [R]: its value -+ t times its bootstrap error.
@@ -60,10 +70,8 @@ class Bootstrap:
 
     def _parts(self, values: ArrayLike) -> tuple[float, Array]:
         array = np.asarray(values, dtype=np.float64)
-        if array.shape != (len(self.weights),):
-            raise ClpError(
-                f"a statistic has a value per version of the prompts, {len(self.weights)}, not {array.shape}"
-            )
+        if array.shape != (1 + self.draws,):
+            raise ClpError(f"a statistic has a value per version of the prompts, {1 + self.draws}, not {array.shape}")
         if not np.isfinite(array).all():
             raise ClpError(f"a statistic must be finite, found {int((~np.isfinite(array)).sum())} values that are not")
         return float(array[0]), array[1:]

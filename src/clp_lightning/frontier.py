@@ -3,7 +3,7 @@
 Pure functions of numpy arrays. All objectives are maximized. N points, P prompts, K objectives.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import moocore
 import numpy as np
@@ -74,6 +74,19 @@ def union_frontier(sets: Iterable[ArrayLike]) -> Array:
     return together[nondominated(together)]
 
 
+def attainment(sets: Sequence[ArrayLike], share: float) -> Array:
+    """Return the surface [M, K] that at least `share` (0..1) of several runs' points [N, K] attain: 0.5 is the median.
+
+    Empirical attainment (Grunert da Fonseca et al. 2001), from moocore, for 2 or 3 objectives. Raises `ClpError` on NaN.
+    """
+    each = [_some(points) for points in sets]
+    if not each or each[0].shape[1] not in (2, 3):
+        raise ClpError("attainment surfaces need at least one run, and 2 or 3 objectives")
+    run = np.repeat(np.arange(len(each)), [len(points) for points in each])
+    surface = moocore.eaf(-np.concatenate(each), run, percentiles=[100 * share])  # moocore minimizes here
+    return -np.asarray(surface[:, :-1], dtype=np.float64)
+
+
 def expected_utility(weightings: ArrayLike, points: ArrayLike) -> float:
     """EUM: mean over weightings [W, K] of the best `w.R` among points [N, K], as if a user chose the best for each w.
 
@@ -118,17 +131,18 @@ def violations(weightings: ArrayLike, rewards: ArrayLike) -> int:
     return int((np.diff(means) < 0).sum())
 
 
-def win_rate(weightings: ArrayLike, a: ArrayLike, b: ArrayLike) -> float:
-    """Share of (weighting, prompt) pairs at which A's `w.R` is above B's, ties count half; 0.5 is level.
+def wins(weightings: ArrayLike, a: ArrayLike, b: ArrayLike) -> Array:
+    """Return for each prompt the share of weightings at which A's `w.R` is above B's, ties count half; 0.5 is level.
 
-    `weightings` [N, K], per-prompt rewards `a` and `b` [N, P, K] at the same weightings and prompts. Raises `ClpError` on NaN.
+    `weightings` [N, K], per-prompt rewards `a` and `b` [N, P, K] at the same weightings and prompts -> [P]; the mean is the win
+    rate. Raises `ClpError` on NaN.
     """
     w = _points(weightings)
     a, b = _finite(a, "rewards of A"), _finite(b, "rewards of B")
     if a.shape != b.shape or a.shape[::2] != w.shape:
         raise ClpError(f"a win rate needs the same weightings and prompts, not {a.shape} and {b.shape} at {w.shape}")
     difference = ((a - b) * w[:, None]).sum(-1)
-    return float((difference > 0).mean() + (difference == 0).mean() / 2)
+    return np.asarray((difference > 0).mean(0) + (difference == 0).mean(0) / 2)
 
 
 def steerability(weightings: ArrayLike, rewards: ArrayLike) -> float:

@@ -10,7 +10,7 @@ from clp_lightning import stage_files as files
 from clp_lightning.config import Config
 from clp_lightning.config_methods import Method
 from clp_lightning.errors import UsageError
-from clp_lightning.files import atomic, read_json, write_json
+from clp_lightning.files import atomic, fingerprint, read_json, write_json
 
 
 def train(config: Config, method: str) -> None:
@@ -91,6 +91,7 @@ def evaluate(config: Config, method: str) -> None:
         "seed": config.seed,
         "training_seed": config.training.seed,
         "corpus_hash": read_json(files.CORPUS / "card.json", remedy="run the stage corpus (`dvc repro`)")["sha256"],
+        "weights_hash": fingerprint(_weights(config, method)),
         "cost": {**contestant.cost, "evaluate_seconds": round(time.monotonic() - started, 1)},
     }
     with atomic(files.RESULTS / method) as beside:
@@ -103,6 +104,14 @@ def evaluate(config: Config, method: str) -> None:
     columns = [name for name in frame.columns if name.startswith(("reward:", "monitor:"))]
     files.metrics(f"evaluate-{method}", {name: float(frame[name].mean()) for name in columns})
     files.remove(sweep.parts)
+
+
+def sample(config: Config, method: str, indices: list[int]) -> None:
+    """Sample some of a method's weightings (by their place in the grid), for `evaluate` to find."""
+    from clp_lightning.evaluation import sample as sample_points
+
+    contestant, sweep = _sweep(config, method)
+    sample_points(contestant.policy, sweep, indices)
 
 
 def _sweep(config: Config, method: str) -> Any:
@@ -137,6 +146,12 @@ def _sweep(config: Config, method: str) -> Any:
         alpha=config.training.alpha if contestant.policy.takes_alpha else None,
     )
     return contestant, sweep
+
+
+def _weights(config: Config, method: str) -> Path:
+    """Return the folder of the parameters that a method samples from."""
+    derived = config.derived.get(method)
+    return Path("models") / (derived.of if derived else method)
 
 
 def _row(config: Config, method: str) -> Method:

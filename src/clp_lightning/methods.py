@@ -27,17 +27,23 @@ class Contestant(NamedTuple):
     best_of: int
 
 
+def weightings(config: Config, name: str) -> np.ndarray | None:
+    """Return the weightings [N, K] at which a method is evaluated; None for the reference policy, which takes none."""
+    if name == REFERENCE:
+        return None
+    listed = config.methods[name].listed(config.objectives) if name in config.methods else None
+    return lattice(len(config.objectives), config.evaluation.weightings) if listed is None else listed
+
+
 def load(config: Config, name: str, models: Path) -> Contestant:
     """Load a method of `params.yaml`, or the reference policy, from `models`; raises `UsageError` for unknown names."""
-    grid = lattice(len(config.objectives), config.evaluation.weightings)
-    if name == REFERENCE:
-        return Contestant(_reference(config, models), None, FREE | {"forward_passes_per_token": 1}, 1)
-    if name in config.methods:
-        listed = config.methods[name].listed(config.objectives)
-        policy = SteerablePolicy.from_pretrained(models / name)
-        return Contestant(policy, grid if listed is None else listed, _cost(models / name, 1), 1)
-    if name not in config.derived:
+    if name not in config.compared:
         raise UsageError(f"method {name!r}: not in params.yaml, which compares {', '.join(config.compared)}")
+    grid = weightings(config, name)
+    if name == REFERENCE:
+        return Contestant(_reference(config, models), grid, FREE | {"forward_passes_per_token": 1}, 1)
+    if name in config.methods:
+        return Contestant(SteerablePolicy.from_pretrained(models / name), grid, _cost(models / name, 1), 1)
     row = config.derived[name]
     folder = models / row.of
     match row.decoding:

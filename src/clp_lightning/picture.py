@@ -10,7 +10,8 @@ from clp_lightning.report import CAVEAT, method_styles, weighting_label
 from clp_lightning.store import REFERENCE
 
 MARKERS = {"star": "*", "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v",
-           "x": "X", "cross": "P"}  # fmt: skip
+           "x": "X", "cross": "P", "hexagon": "h", "triangle-left": "<", "triangle-right": ">", "diamond-tall": "d",
+           "pentagon": "p"}  # fmt: skip
 INK, FAINT = "#1F2933", "#7B8794"
 
 

@@ -1,4 +1,4 @@
-"""The comparison of a run's methods: as JSON, as tables for the terminal, and as one picture."""
+"""The comparison of a run's methods: as JSON, as a picture, and in words."""
 
 import csv
 import itertools
@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from clp_lightning.files import atomic, write_json
 from clp_lightning.store import MONITORS, REFERENCE, Store
@@ -25,6 +22,11 @@ METHOD_STYLES: dict[str, tuple[str, str]] = {
     "rewarded-soups": ("#D55E00", "triangle-down"),
     "logit-mixing": ("#E69F00", "x"),
     "morlhf": ("#000000", "cross"),
+    "clp-full+prompt": ("#332288", "hexagon"),
+    "best-of-4": ("#882255", "triangle-left"),
+    "dera-half": ("#88CCEE", "diamond-tall"),
+    "soups-ties": ("#AA4499", "triangle-right"),
+    "soups-dare": ("#999933", "pentagon"),
 }
 MONITOR_NAMES = dict(zip(MONITORS, ("ROUGE-L", "coverage", "KL", "length", "dist-2"), strict=True))
 
@@ -45,24 +47,22 @@ def comparison(store: Store, run: str | None = None) -> dict[str, Any]:
     """
     row = store.run(run)
     run_id, objectives = row["run_id"], row["objectives"]
-    metrics, points = store.metrics(run_id), store.points(run_id)
-    methods = []
-    for _, cost in store.methods(run_id).iterrows():
+    metrics, points, methods = store.metrics(run_id), store.points(run_id), store.methods(run_id)
+    compared = []
+    for _, cost in methods[methods.problem.isna()].drop(columns=["problem", "weights_hash"]).iterrows():
         method = cost.pop("method")
         own = metrics[metrics.method == method]
         volume = own[own.metric == "hypervolume"].iloc[0]
-        methods.append(
+        compared.append(
             {
                 "method": method,
                 "hypervolume": float(volume.value),
                 "hypervolume_interval": [float(volume.low), float(volume.high)],
-                "dominated_share": {
-                    row.target: {"value": float(row.value), "interval": [float(row.low), float(row.high)]}
-                    for _, row in own[own.metric == "dominated_share"].iterrows()
-                },
-                "steerability": {
-                    row.target: float(row.value) for _, row in own[own.metric == "steerability"].iterrows()
-                },
+                "dominated_share": _values(own, "dominated_share"),
+                "steerability": {target: each["value"] for target, each in _values(own, "steerability").items()},
+                "metrics": {row.metric: _value(row) for _, row in own[own.target.isna()].iterrows()},
+                "by_objective": {name: _values(own, name) for name in ("range", "violations")},
+                "against": {name: _values(own, name) for name in ("win_rate", "epsilon", "dominates_all")},
                 "points": [_point(point, objectives) for _, point in points[points.method == method].iterrows()],
                 "cost": {name: _number(value) for name, value in cost.items()},
             }
@@ -78,7 +78,9 @@ def comparison(store: Store, run: str | None = None) -> dict[str, Any]:
         "normalization": row["normalization"],
         "prompts": row["prompts"],
         "bootstrap_draws": row["bootstrap_draws"],
-        "methods": methods,
+        "training_seed": _number(row["training_seed"]),
+        "methods": compared,
+        "left_out": dict(methods.dropna(subset="problem").set_index("method").problem),
         "comparisons": [
             {
                 "methods": [pair.method_a, pair.method_b],
@@ -92,75 +94,7 @@ def comparison(store: Store, run: str | None = None) -> dict[str, Any]:
     }
 
 
-def print_table(comparison: Mapping[str, Any], console: Console) -> None:
-    """Print the comparison: every point, every method, paired differences, and what is needed to reproduce the axes."""
-    objectives = comparison["objectives"]
-    title = f"Run {comparison['run']}: mean rewards [95 % interval]"
-    if console.width >= WIDE:
-        console.print(_points_table(comparison, title, rewards=True, monitors=True))
-    else:
-        console.print(_points_table(comparison, title, rewards=True, monitors=False))
-        console.print(_points_table(comparison, "Monitored, never optimized", rewards=False, monitors=True))
-    console.print(f"w = {' : '.join(objectives)}. Rewards are standardized, higher is better.", style="dim")
-
-    summary = Table(title="Methods", **_LOOK)
-    summary.add_column("method", no_wrap=True)
-    summary.add_column("hypervolume", justify="right", no_wrap=True)
-    for name in objectives:
-        summary.add_column(
-            f"tau\n{name}", justify="right", overflow="fold", max_width=None if console.width >= WIDE else 9
-        )
-    for name in ("rollouts", "train", "parameters", "models"):
-        summary.add_column(name, justify="right")
-    for method in comparison["methods"]:
-        cost, taus = method["cost"], method["steerability"]
-        summary.add_row(
-            method["method"],
-            _with_interval(method["hypervolume"], method["hypervolume_interval"]),
-            *(f"{taus[name]:.2f}" if name in taus else "–" for name in objectives),
-            *(_count(cost["rollouts"]), _seconds(cost["train_seconds"])),
-            *(_count(cost["stored_parameters"]), _count(cost["models"])),
-        )
-    console.print(summary)
-    console.print("tau: does more weight buy more reward? 1 always, 0 never (Kendall).", style="dim")
-
-    console.print(Text("\nHypervolume, paired over prompts", style="bold"))
-    for pair in comparison["comparisons"]:
-        if REFERENCE not in pair["methods"] or len(comparison["comparisons"]) == 1:
-            console.print(Text(f"  {difference_sentence(pair)}"))
-    point = ", ".join(f"{name} {value:g}" for name, value in comparison["reference_point"].items())
-    scales = ", ".join(f"{n} ({s['mean']:.4g}, {s['std']:.4g})" for n, s in comparison["normalization"].items())
-    console.print(
-        Text(
-            f"\nHypervolume above the reference point {point}. Normalization (mean, std): {scales}.\n"
-            f"Seed {comparison['seed']}, corpus {comparison['corpus_hash']}, {comparison['prompts']} prompts, "
-            f"{comparison['bootstrap_draws']} resamples. {CAVEAT}",
-            style="dim",
-        )
-    )
-
-
-def _points_table(comparison: Mapping[str, Any], title: str, *, rewards: bool, monitors: bool) -> Table:
-    """A row per point, with the columns that are asked for."""
-    objectives = comparison["objectives"]
-    table = Table(title=title, **_LOOK)
-    table.add_column("method", no_wrap=True)
-    table.add_column("w", justify="right", no_wrap=True)
-    for name in [*(objectives if rewards else ()), *(MONITOR_NAMES.values() if monitors else ())]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for method in comparison["methods"]:
-        for i, point in enumerate(method["points"]):
-            cells = [_with_interval(point["rewards"][name], point["intervals"][name]) for name in objectives]
-            watched = [_decimals(point["monitors"][name], 1 if name == "length" else 2) for name in MONITORS]
-            chosen = [*(cells if rewards else ()), *(watched if monitors else ())]
-            table.add_row("" if i else method["method"], weighting_label(point["weighting"]), *chosen)
-        table.add_section()
-    return table
-
-
-WIDE = 112  # columns in which rewards with intervals and monitors of two objectives fit side by side
 CAVEAT = "Intervals cover the choice of test prompts, not the spread between training runs."
-_LOOK: dict[str, Any] = {"box": None, "title_justify": "left", "header_style": "bold", "padding": (0, 1, 0, 0)}
 
 
 def difference_sentence(pair: Mapping[str, Any]) -> str:
@@ -205,6 +139,15 @@ def write_report(comparison: Mapping[str, Any], folder: Path | str) -> None:
                 writer.writerow([method["method"], *weights, *rewards, *(point["monitors"][name] for name in MONITORS)])
 
 
+def _values(own: pd.DataFrame, metric: str) -> dict[str, dict[str, Any]]:
+    return {row.target: _value(row) for _, row in own[own.metric == metric].iterrows()}
+
+
+def _value(row: pd.Series) -> dict[str, Any]:
+    interval = None if pd.isna(row.low) else [float(row.low), float(row.high)]
+    return {"value": float(row.value), "interval": interval}
+
+
 def _point(point: pd.Series, objectives: Sequence[str]) -> dict[str, Any]:
     weighting = {name: _number(point[f"w:{name}"]) for name in objectives}
     return {
@@ -217,21 +160,3 @@ def _point(point: pd.Series, objectives: Sequence[str]) -> dict[str, Any]:
 
 def _number(value: Any) -> float | None:
     return float(value) if pd.notna(value) and math.isfinite(value) else None
-
-
-def _with_interval(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.2f} [{interval[0]:.2f},{interval[1]:.2f}]".replace("-0.00", "0.00")
-
-
-def _decimals(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _count(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value:,.0f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value / 60:.1f} min" if value >= 90 else f"{value:.0f} s"

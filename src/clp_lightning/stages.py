@@ -1,6 +1,7 @@
 """The pipeline's stages: each reads and writes the files that docs/design.md names, relative to the project folder."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from clp_lightning import stage_files as files
 from clp_lightning.config import Config
 from clp_lightning.errors import UsageError
 from clp_lightning.files import atomic, write_json
-from clp_lightning.method_stages import evaluate, train
 
 
 def corpus(config: Config) -> None:
@@ -105,6 +105,8 @@ def publish(config: Config) -> None:
     from clp_lightning.store_publish import publish as publish_store
 
     run = publish_store(files.RESULTS, files.STORE, config)
+    for reason in Store(files.STORE).methods(run).problem.dropna():
+        print(f"clp: warning: left out of the comparison: {reason}", file=sys.stderr)
     compared = comparison(Store(files.STORE), run)
     write_report(compared, files.REPORTS)
     files.metrics("publish", {row["method"]: {"hypervolume": row["hypervolume"]} for row in compared["methods"]})
@@ -113,15 +115,17 @@ def publish(config: Config) -> None:
 STAGES: dict[str, Callable[[Config], None]] = {
     stage.__name__: stage for stage in (corpus, base, sft, pairs, reward_model, normalization, publish)
 }
-METHOD_STAGES: dict[str, Callable[[Config, str], None]] = {"train": train, "evaluate": evaluate}
+METHOD_STAGES = ("train", "evaluate")
 
 
 def run(name: str, config: Config, method: str | None = None) -> None:
     """Run one stage by name; `train` and `evaluate` need a method. Raises `UsageError` for unknown names."""
+    from clp_lightning import method_stages
+
     if name in METHOD_STAGES:
         if method is None:
-            raise UsageError(f"stage {name} needs --method; one of {', '.join(config.methods)}")
-        METHOD_STAGES[name](config, method)
+            raise UsageError(f"stage {name} needs --method; one of {', '.join(config.compared)}")
+        getattr(method_stages, name)(config, method)
     elif name in STAGES:
         STAGES[name](config)
     else:

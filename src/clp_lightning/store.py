@@ -10,8 +10,9 @@ import duckdb
 import numpy as np
 import pandas as pd
 
+from clp_lightning.config_methods import REFERENCE
 from clp_lightning.errors import ClpError
-from clp_lightning.store_inputs import MONITORS, REFERENCE
+from clp_lightning.store_inputs import MONITORS
 from clp_lightning.store_publish import publish
 from clp_lightning.store_schema import attach, not_a_store
 
@@ -58,12 +59,28 @@ class Store:
         if chosen.empty:
             raise ClpError(f"{self.path} has no run {run}; it has {', '.join(runs.run_id.head(5))}")
         return {
-            str(key): value.item() if isinstance(value, np.generic) else value for key, value in chosen.iloc[0].items()
+            str(key): value.item() if isinstance(value, np.generic) else None if value is pd.NA else value
+            for key, value in chosen.iloc[0].items()
         }
 
     def methods(self, run: str) -> pd.DataFrame:
-        """The run's methods with their costs, the reference policy first."""
+        """The run's methods with their costs, the reference policy first; `problem` says why one has no results."""
         return self._query("SELECT * EXCLUDE (run_id, position) FROM m.methods WHERE run_id = ? ORDER BY position", run)
+
+    def curves(self, run: str) -> pd.DataFrame:
+        """Training curves: method, step, name, value."""
+        query = "SELECT * EXCLUDE (run_id) FROM m.curves WHERE run_id = ? ORDER BY method, name, step"
+        return self._query(query, run)
+
+    def per_prompt(self, run: str, method: str) -> np.ndarray:
+        """A method's rewards [N, P, K]: weightings in their order, prompts by id, the mean over samples of a prompt."""
+        objectives = range(1, len(self.run(run)["objectives"]) + 1)
+        each = ", ".join(f"avg(rewards[{k}]) AS r{k}" for k in objectives)
+        query = f"""SELECT weighting_id, {each} FROM m.results WHERE run_id = ? AND method = ?
+                    GROUP BY weighting_id, prompt_id ORDER BY weighting_id, prompt_id"""  # noqa: S608 - numbers only
+        frame = self._query(query, run, method)
+        values = frame[[f"r{k}" for k in objectives]].to_numpy(float)
+        return values.reshape(frame.weighting_id.nunique(), -1, len(objectives))
 
     def points(self, run: str) -> pd.DataFrame:
         """Mean rewards of every method and weighting with 95 % intervals, and the means of the monitors."""
@@ -72,26 +89,31 @@ class Store:
         return self._named(run, self._query(query, run))
 
     def metrics(self, run: str) -> pd.DataFrame:
-        """Hypervolume, dominated share and steerability: method, metric, target, value, low, high."""
+        """All metrics of docs/metrics.md: method, metric, target, value, low, high."""
         query = """SELECT x.* EXCLUDE (run_id) FROM m.metrics x JOIN m.methods USING (run_id, method)
                    WHERE run_id = ? ORDER BY metric, position, target"""
         return self._query(query, run)
 
     def comparisons(self, run: str) -> pd.DataFrame:
         """Paired differences between two methods: method_a, method_b, statistic, difference, low, high, probability."""
-        return self._query("SELECT * EXCLUDE (run_id) FROM m.comparisons WHERE run_id = ? ORDER BY rowid", run)
+        query = """SELECT c.* EXCLUDE (run_id) FROM m.comparisons c
+                   JOIN m.methods a ON a.run_id = c.run_id AND a.method = c.method_a
+                   JOIN m.methods b ON b.run_id = c.run_id AND b.method = c.method_b
+                   WHERE c.run_id = ? ORDER BY statistic, a.position, b.position"""
+        return self._query(query, run)
 
     def documents(self, run: str, search: str = "") -> pd.DataFrame:
         """Prompts whose document or reference summary contains `search`, ignoring case, with both."""
-        query = """SELECT DISTINCT prompt_id, document, reference_summary FROM m.results
-                   WHERE run_id = ? AND method = ? AND contains(lower(document || ' ' || reference_summary), lower(?))
+        query = """SELECT prompt_id, document, reference_summary FROM m.prompts
+                   WHERE run_id = ? AND contains(lower(document || ' ' || reference_summary), lower(?))
                    ORDER BY prompt_id"""
-        return self._query(query, run, REFERENCE, search)
+        return self._query(query, run, search)
 
     def texts(self, run: str, prompt_id: str) -> pd.DataFrame:
         """Every method's responses to one prompt at every weighting, with rewards and monitors."""
-        query = """SELECT r.* EXCLUDE (run_id) FROM m.results r JOIN m.methods USING (run_id, method)
-                   WHERE run_id = ? AND prompt_id = ? ORDER BY position, weighting_id, r.rowid"""
+        query = """SELECT r.* EXCLUDE (run_id), document, reference_summary
+                   FROM m.results r JOIN m.methods USING (run_id, method) JOIN m.prompts USING (run_id, prompt_id)
+                   WHERE run_id = ? AND prompt_id = ? ORDER BY position, weighting_id, response"""
         return self._named(run, self._query(query, run, prompt_id))
 
     def _named(self, run: str, frame: pd.DataFrame) -> pd.DataFrame:

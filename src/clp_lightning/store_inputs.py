@@ -1,152 +1,150 @@
-"""What `publish` writes, before it is SQL: the checked results of every method, and the statistics of a run."""
+"""The results that `publish` reads: checked where they lie, by DuckDB, so that their size is no matter of memory."""
 
+import contextlib
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 
 from clp_lightning import frontier
-from clp_lightning.bootstrap import Bootstrap
 from clp_lightning.config import Config
+from clp_lightning.config_methods import REFERENCE
 from clp_lightning.errors import ClpError
 from clp_lightning.files import read_json
 
-REFERENCE = "reference"
 MONITORS = ("rouge_l", "coverage", "kl", "length", "distinct_2")
-COSTS = ("rollouts", "generated_tokens", "train_seconds", "evaluate_seconds", "stored_parameters", "models")
+COSTS = (
+    "rollouts", "generated_tokens", "train_seconds", "evaluate_seconds", "stored_parameters", "models",
+    "forward_passes_per_token",
+)  # fmt: skip
 TEXTS = ("prompt_id", "document", "reference_summary", "response")
-SHARED = ("objectives", "normalization", "corpus_hash", "seed")  # what all methods of one run must agree on
+SHARED = ("objectives", "normalization", "corpus_hash", "seed", "training_seed")  # what methods of one run agree on
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodResults:
-    """One method's folder: `rows` as in docs/design.md, `points` one row per weighting, `rewards` [N, P, K]."""
+    """One method's folder: `points` one row per weighting (NaN where it takes none), `rewards` [N, P, K], `prompts` [P]."""
 
     method: str
+    folder: Path
     summary: dict[str, Any]
-    rows: pd.DataFrame
     points: pd.DataFrame
     rewards: frontier.Array
+    prompts: tuple[str, ...]
+
+    @property
+    def parquet(self) -> Path:
+        """The per-prompt rows, with columns as in docs/design.md."""
+        return self.folder / "results.parquet"
+
+    @property
+    def weightings(self) -> frontier.Array | None:
+        """The weightings [N, K] of the points; None for a policy that takes none."""
+        weights = self.points["weighting"]
+        return None if weights.isna().any() else np.array(weights.tolist())
 
 
-def read_results(results: Path, config: Config) -> list[MethodResults]:
-    """Read the reference policy's and every configured method's results, in that order.
+def read_results(results: Path, config: Config) -> tuple[list[MethodResults], dict[str, str]]:
+    """Read the reference policy's and every other method's results, in the order of params.yaml.
 
-    Raises `ClpError` that names the method and the stage to run when a folder is missing, broken, or was made from
-    other prompts, another normalization or another corpus than the first.
+    Returns what can be compared, and for each method that cannot the reason, which names the stage to run: its folder is
+    missing or broken, a reward is not a number, or it was made from other prompts, another normalization or another
+    corpus than the reference policy's. Raises `ClpError` when the reference policy itself has no usable results.
     """
-    found = [_read(results / method, method, config.objectives) for method in (REFERENCE, *config.methods)]
-    first = found[0]
-    for other in found[1:]:
-        for key in SHARED:
-            if other.summary[key] != first.summary[key]:
-                raise _problem(other.method, results / other.method, f"another {key} than {first.method}'s")
-        if other.rewards.shape[1] != first.rewards.shape[1] or set(other.rows.prompt_id) != set(first.rows.prompt_id):
-            raise _problem(other.method, results / other.method, f"other prompts than {first.method}'s")
-    return found
+    found, problems = [_read(results / REFERENCE, REFERENCE, config.objectives)], {}
+    for method in config.compared[1:]:
+        try:
+            found.append(_alike(found[0], _read(results / method, method, config.objectives)))
+        except ClpError as error:
+            problems[method] = str(error)
+    return found, problems
 
 
-def statistics(found: list[MethodResults], config: Config) -> dict[str, pd.DataFrame]:
-    """Points, metrics and comparisons of a run with 95 % intervals from one paired bootstrap over prompts.
-
-    Returns tidy frames: `points` (lists in the order of the objectives), `metrics` (method, metric, target, value, low,
-    high) and `comparisons` (method_a minus method_b; `probability` is the share of resamples in which a is ahead, ties
-    count half). The intervals cover the choice of prompts, not the spread between training runs. Steerability has no
-    interval: resamples of a perfect order are nearly all less than perfect, so that theirs would not hold the value.
-    """
-    objectives, reference_point = config.objectives, [config.evaluation.reference_point] * len(config.objectives)
-    bootstrap = Bootstrap(found[0].rewards.shape[1], config.evaluation.bootstrap_draws, config.seed)
-    means = {f.method: bootstrap.means(f.rewards) for f in found}  # [R, N, K], the first of all prompts
-    points = pd.concat([_points(f, means[f.method], bootstrap) for f in found], ignore_index=True)
-
-    volumes = {m: np.array([frontier.hypervolume(p, reference_point) for p in means[m]]) for m in means}
-    metrics: list[tuple[Any, ...]] = []
-    for m, volume in volumes.items():
-        metrics.append((m, "hypervolume", None, volume[0], *bootstrap.interval(volume)))
-    for a, b in itertools.permutations(means, 2):
-        shares = [frontier.dominated_share(p, q) for p, q in zip(means[a], means[b], strict=True)]
-        metrics.append((a, "dominated_share", b, shares[0], *bootstrap.percentiles(shares)))
-    for f in found:
-        if f.points.weighting.notna().all() and len(f.points) > 1:
-            weights = np.array(f.points.weighting.tolist())  # [N, K]
-            for k, objective in enumerate(objectives):
-                tau = frontier.steerability(weights[:, k], means[f.method][0, :, k])
-                metrics.append((f.method, "steerability", objective, tau, None, None))
-
-    comparisons = []
-    for a, b in itertools.combinations(means, 2):
-        ahead = volumes[a] - volumes[b]
-        row = (ahead[0], *bootstrap.interval(ahead), bootstrap.probability(ahead))
-        comparisons.append((a, b, "hypervolume", *row))
-    return {
-        "points": points,
-        "metrics": pd.DataFrame(metrics, columns=["method", "metric", "target", "value", "low", "high"]),
-        "comparisons": pd.DataFrame(
-            comparisons, columns=["method_a", "method_b", "statistic", "difference", "low", "high", "probability"]
-        ),
-    }
-
-
-def _points(found: MethodResults, means: frontier.Array, bootstrap: Bootstrap) -> pd.DataFrame:
-    ends = np.apply_along_axis(lambda values: np.array(bootstrap.interval(values)), 0, means)  # [2, N, K]
-    low, high = ends.tolist()
-    return found.points.assign(method=found.method, rewards=means[0].tolist(), low=low, high=high)
+def _alike(first: MethodResults, other: MethodResults) -> MethodResults:
+    for key in SHARED:
+        if other.summary[key] != first.summary[key]:
+            raise _problem(other.method, other.folder, f"another {key} than {first.method}'s")
+    if other.prompts != first.prompts:
+        raise _problem(other.method, other.folder, f"other prompts than {first.method}'s")
+    return other
 
 
 def _read(folder: Path, method: str, objectives: tuple[str, ...]) -> MethodResults:
-    remedy = f"run the stage evaluate@{method} (`make repro`)"
+    remedy = f"run the stage evaluate of {method} (`make repro`)"
     for name in ("results.parquet", "summary.json"):
         if not (folder / name).is_file():
             raise ClpError(f"{folder / name} is missing: method {method} has not been evaluated; {remedy}")
     summary = read_json(folder / "summary.json", remedy=remedy)
-    try:
-        rows = pd.read_parquet(folder / "results.parquet")
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
-        reason = " ".join(str(error).split())
-        raise ClpError(f"cannot read {folder / 'results.parquet'} of method {method}: {reason}; {remedy}") from error
-    weights, rewards, raw = ([f"{kind}:{name}" for name in objectives] for kind in ("w", "reward", "raw"))
-    monitors = [f"monitor:{name}" for name in MONITORS]
-    needed = ["weighting_id", *TEXTS, *weights, *rewards, *raw, *monitors]
-    if lacking := [name for name in needed if name not in rows.columns]:
-        raise _problem(method, folder, f"no column {lacking[0]!r}")
     if lacking := [key for key in (*SHARED, "cost") if not isinstance(summary, Mapping) or key not in summary]:
         raise _problem(method, folder, f"no {lacking[0]!r} in summary.json")
     if list(summary["objectives"]) != list(objectives):
         raise _problem(method, folder, f"the objectives {', '.join(summary['objectives'])}")
+    with contextlib.closing(duckdb.connect()) as connection:
+        try:
+            connection.read_parquet(str(folder / "results.parquet")).create_view("rows")
+            points, rewards, prompts = _tensors(connection, method, folder, objectives)
+        except (duckdb.Error, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise ClpError(
+                f"cannot read {folder / 'results.parquet'} of method {method}: {reason}; {remedy}"
+            ) from error
+    return MethodResults(method, folder, dict(summary), points, rewards, prompts)
 
-    rows = rows.sort_values(["weighting_id", "prompt_id"], kind="stable", ignore_index=True)
-    if rows.empty or not np.isfinite(rows[rewards].to_numpy(float)).all():
-        raise _problem(method, folder, "rewards that are missing or not finite" if len(rows) else "no rows")
+
+def _tensors(
+    connection: duckdb.DuckDBPyConnection, method: str, folder: Path, objectives: tuple[str, ...]
+) -> tuple[pd.DataFrame, frontier.Array, tuple[str, ...]]:
+    weights, rewards, raw = (columns(kind, objectives) for kind in ("w", "reward", "raw"))
+    monitors = [f"monitor:{name}" for name in MONITORS]
+    there = {row[0] for row in connection.execute("DESCRIBE rows").fetchall()}
+    if lacking := [name for name in ("weighting_id", *TEXTS, *weights, *rewards, *raw, *monitors) if name not in there]:
+        raise _problem(method, folder, f"no column {lacking[0]!r}")
+    finite = " AND ".join(f"isfinite({quoted(name)}) IS TRUE" for name in rewards)
+    count, good = connection.execute(f"SELECT count(*), count(*) FILTER (WHERE {finite}) FROM rows").fetchall()[0]  # noqa: S608
+    if good < count or not count:
+        raise _problem(method, folder, "rewards that are missing or not finite" if count else "no rows")
     # Several samples of one prompt are one observation: prompts, not samples, are drawn by the bootstrap.
-    per_prompt = rows.groupby(["weighting_id", "prompt_id"])[rewards].mean()
-    ids, prompts = rows.weighting_id.unique(), rows.prompt_id.unique()
-    if len(per_prompt) != len(ids) * len(prompts):
-        raise _problem(method, folder, "not every prompt at every weighting")
-    weighting = rows.groupby("weighting_id")[weights].first()
-    if weighting.isna().to_numpy().any() and weighting.notna().to_numpy().any():
-        raise _problem(method, folder, "weightings of which only some are known")
-    points = rows.groupby("weighting_id")[monitors].mean().rename(columns=dict(zip(monitors, MONITORS, strict=True)))
-    points.insert(0, "weighting", lists(weighting))
-    rows = rows[["weighting_id", *TEXTS]].assign(
-        method=method,
-        weighting=lists(rows[weights]),
-        rewards=lists(rows[rewards]),
-        raw=lists(rows[raw]),
-        **{name: rows[f"monitor:{name}"] for name in MONITORS},
+    per_prompt = connection.execute(
+        f"SELECT {_each('avg', rewards)} FROM rows GROUP BY weighting_id, prompt_id ORDER BY weighting_id, prompt_id"  # noqa: S608
+    ).fetchnumpy()
+    ids, prompts = (
+        [row[0] for row in connection.execute(f"SELECT DISTINCT {name} FROM rows ORDER BY 1").fetchall()]  # noqa: S608
+        for name in ("weighting_id", "prompt_id")
     )
-    tensor = per_prompt.to_numpy(float).reshape(len(ids), len(prompts), len(objectives))
-    return MethodResults(method, dict(summary), rows, points.reset_index(), tensor)
+    if len(per_prompt[rewards[0]]) != len(ids) * len(prompts):
+        raise _problem(method, folder, "not every prompt at every weighting")
+    tensor = np.stack([np.asarray(per_prompt[name]) for name in rewards], axis=-1)
+    points = connection.execute(
+        f"""SELECT weighting_id, {_each("any_value", weights)}, {_each("avg", monitors)}
+            FROM rows GROUP BY 1 ORDER BY 1"""  # noqa: S608
+    ).df()
+    weighting = points[weights].to_numpy(float)
+    if np.isnan(weighting).any() and not np.isnan(weighting).all():
+        raise _problem(method, folder, "weightings of which only some are known")
+    lists = [None if np.isnan(row).any() else row.tolist() for row in weighting]
+    points = points[["weighting_id"]].assign(
+        weighting=pd.Series(lists, dtype=object), **{name: points[f"monitor:{name}"] for name in MONITORS}
+    )
+    return points, tensor.reshape(len(ids), len(prompts), len(objectives)), tuple(prompts)
 
 
-def lists(columns: pd.DataFrame) -> pd.Series:
-    """Turn the columns into one column of lists; a row without any value becomes None."""
-    values = [None if np.isnan(row).all() else row.tolist() for row in columns.to_numpy(float)]
-    return pd.Series(values, index=columns.index, dtype=object)
+def columns(kind: str, objectives: tuple[str, ...]) -> list[str]:
+    """Names of the columns of one kind, as in `reward:NAME`."""
+    return [f"{kind}:{name}" for name in objectives]
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as SQL wants it; objectives are checked to have no quotes."""
+    return f'"{name}"'
+
+
+def _each(function: str, names: list[str]) -> str:
+    return ", ".join(f"{function}({quoted(name)}) AS {quoted(name)}" for name in names)
 
 
 def _problem(method: str, folder: Path, what: str) -> ClpError:
-    return ClpError(f"{folder}: the results of method {method} have {what}; run the stage evaluate@{method} again")
+    return ClpError(f"{folder}: the results of method {method} have {what}; run the stage evaluate of {method} again")

@@ -16,10 +16,12 @@ import pandas as pd
 import pyarrow as pa
 
 from clp_lightning.config import Config
+from clp_lightning.config_methods import REFERENCE
 from clp_lightning.errors import ClpError
 from clp_lightning.files import atomic, fingerprint
-from clp_lightning.store_inputs import COSTS, MethodResults, read_results, statistics
-from clp_lightning.store_schema import CREATE, SCHEMA_VERSION, TABLES, attach, one_line
+from clp_lightning.run_statistics import statistics
+from clp_lightning.store_inputs import COSTS, MONITORS, MethodResults, columns, quoted, read_results
+from clp_lightning.store_schema import CREATE, SCHEMA_VERSION, TABLES, NewerStoreError, attach, copy_of, one_line
 
 LIBRARIES = ("clp-lightning", "torch", "transformers", "lightning", "moocore", "numpy", "duckdb", "botocore")
 
@@ -27,25 +29,27 @@ LIBRARIES = ("clp-lightning", "torch", "transformers", "lightning", "moocore", "
 def publish(results: Path | str, store: Path | str, config: Config) -> str:
     """Add the run whose results lie in `results/METHOD` to the store and return its run_id.
 
-    The new file is built beside `store` and swapped in; earlier runs are copied forward. Identical inputs have the same
-    run_id and replace their earlier rows. A file in the way that is no readable store is renamed to
-    `NAME.TIME.set-aside`, never deleted. Raises `ClpError` when results are missing or contradict each other, the disk
-    is full or another process writes to the store; the old store is then untouched.
+    A method whose results are missing or unusable is left out; `methods.problem` says why.
+
+    The new file is built beside `store` and swapped in; earlier runs are copied forward, from an older schema too. Identical
+    inputs have the same run_id and replace their earlier rows. A file in the way that is no readable store is renamed to
+    `NAME.TIME.set-aside`, never deleted. Raises `ClpError` when the reference policy has no results, the store was written by a
+    newer version, the disk is full or another process writes to the store; the old store is then untouched.
     """
     results, store = Path(results), Path(store)
-    found = read_results(results, config)
+    found, problems = read_results(results, config)
     params = config.model_dump(mode="json")
-    run_id = fingerprint(SCHEMA_VERSION, params, *(results / f.method / "results.parquet" for f in found), *(
-        f.summary for f in found
-    ))  # fmt: skip
-    frames = _frames(found, config)
+    run_id = fingerprint(
+        SCHEMA_VERSION, params, problems, *(f.parquet for f in found), *(f.summary for f in found)
+    )  # fmt: skip
+    frames = _frames(found, problems, config)
     with _one_publisher(store), atomic(store) as beside:
         for wal in (_wal(beside), _wal(store)):  # of killed writers: DuckDB would replay it into a file it is not of
             wal.unlink(missing_ok=True)
         unreadable = store.exists() and not _readable(store)
         try:
-            with contextlib.closing(duckdb.connect(beside)) as connection:
-                _write(connection, run_id, frames, None if unreadable else store)
+            with contextlib.closing(duckdb.connect(beside, config=_LIMITS)) as connection:
+                _write(connection, run_id, frames, found, config, None if unreadable else store)
             with contextlib.closing(duckdb.connect()) as connection:
                 attach(connection, beside)
         except duckdb.Error as error:
@@ -59,34 +63,60 @@ def publish(results: Path | str, store: Path | str, config: Config) -> str:
     return run_id
 
 
-def _frames(found: list[MethodResults], config: Config) -> dict[str, pd.DataFrame]:
+# Millions of rows pass through; order within a table is by its columns, never by insertion.
+_LIMITS: dict[str, str | bool | int | float | list[str]] = {
+    "memory_limit": "1GB", "preserve_insertion_order": False
+}  # fmt: skip
+
+
+def _frames(found: list[MethodResults], problems: dict[str, str], config: Config) -> dict[str, pd.DataFrame]:
     first = found[0].summary
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+    reference_point = [config.evaluation.reference_point] * len(config.objectives)
+    measured = statistics(found, config.objectives, reference_point, config.evaluation.bootstrap_draws, config.seed)
+    costs = {f.method: f.summary["cost"] for f in found}
+    spent = [cost.get(key) or 0.0 for cost in costs.values() for key in ("train_seconds", "evaluate_seconds")]
     run = {
         "created_at": now, "published_at": now, "code_commit": _commit(), "params": config.model_dump_json(),
-        "corpus_hash": first["corpus_hash"], "seed": first["seed"], "objectives": list(config.objectives),
-        "normalization": json.dumps(first["normalization"]),
-        "reference_point": [config.evaluation.reference_point] * len(config.objectives),
-        "bootstrap_draws": config.evaluation.bootstrap_draws, "prompts": found[0].rewards.shape[1],
-        "versions": json.dumps(_versions()),
+        "corpus_hash": first["corpus_hash"], "seed": first["seed"], "training_seed": first["training_seed"],
+        "objectives": list(config.objectives), "normalization": json.dumps(first["normalization"]),
+        "reference_point": reference_point, "bootstrap_draws": config.evaluation.bootstrap_draws,
+        "prompts": len(found[0].prompts), "versions": json.dumps(_versions()),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "duration_seconds": sum(spent),
     }  # fmt: skip
-    costs = [
-        {"method": f.method, "position": i} | {c: f.summary["cost"].get(c) for c in COSTS} for i, f in enumerate(found)
+    methods = [
+        {"method": name, "position": position, "problem": problems.get(name)}
+        | {key: costs.get(name, {}).get(key) for key in COSTS}
+        | {"weights_hash": next((f.summary.get("weights_hash") for f in found if f.method == name), None)}
+        for position, name in enumerate(config.compared)
     ]
-    rows = pd.concat([f.rows for f in found], ignore_index=True).astype({"prompt_id": str})
-    return {"runs": pd.DataFrame([run]), "methods": pd.DataFrame(costs), "results": rows, **statistics(found, config)}
+    curves = pd.concat([_curve(f) for f in found], ignore_index=True)
+    return {"runs": pd.DataFrame([run]), "methods": pd.DataFrame(methods), "curves": curves, **measured}
+
+
+def _curve(found: MethodResults) -> pd.DataFrame:
+    """Return a training's curve, one row per step and value; none for a method that trains nothing."""
+    file = found.folder / "training_curve.csv"
+    wide = pd.read_csv(file) if file.is_file() else pd.DataFrame({"step": pd.Series(dtype=int)})
+    return wide.melt("step", var_name="name").assign(method=found.method)
 
 
 def _write(
-    connection: duckdb.DuckDBPyConnection, run_id: str, frames: dict[str, pd.DataFrame], previous: Path | None
+    connection: duckdb.DuckDBPyConnection,
+    run_id: str,
+    frames: dict[str, pd.DataFrame],
+    found: list[MethodResults],
+    config: Config,
+    previous: Path | None,
 ) -> None:
     for statement in CREATE:
         connection.execute(statement)
     connection.execute("INSERT INTO meta VALUES (?)", [SCHEMA_VERSION])
     if previous is not None and previous.exists():
-        attach(connection, previous)
+        version = attach(connection, previous, older=True)
         for table in TABLES:
-            connection.execute(f"INSERT INTO {table} SELECT * FROM m.{table} WHERE run_id <> ?", [run_id])  # noqa: S608
+            if query := copy_of(table, version):
+                connection.execute(f"INSERT INTO {table} BY NAME FROM ({query}) WHERE run_id <> ?", [run_id])
         created = connection.execute("SELECT created_at FROM m.runs WHERE run_id = ?", [run_id]).fetchone()
         if created:
             frames["runs"]["created_at"] = created[0]
@@ -95,7 +125,33 @@ def _write(
         connection.register("incoming", pa.Table.from_pandas(frame.assign(run_id=run_id), preserve_index=False))
         connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming")  # noqa: S608 - our own table names
         connection.unregister("incoming")
+    for f in found:
+        _insert_rows(connection, run_id, f, config)
     connection.execute("CHECKPOINT")  # a full disk shows here, not when the connection closes
+
+
+def _insert_rows(connection: duckdb.DuckDBPyConnection, run_id: str, found: MethodResults, config: Config) -> None:
+    """Copy a method's per-prompt rows from its Parquet file; they never pass through Python."""
+    weights, rewards, raw = (
+        "[" + ", ".join(quoted(name) for name in columns(kind, config.objectives)) + "]"
+        for kind in ("w", "reward", "raw")
+    )
+    if found.weightings is None:
+        weights = "NULL"
+    monitors = ", ".join(f"{quoted(f'monitor:{name}')} AS {name}" for name in MONITORS)
+    connection.execute(
+        f"""INSERT INTO results BY NAME
+            SELECT ? AS run_id, ? AS method, weighting_id, {weights} AS weighting, CAST(prompt_id AS VARCHAR) AS prompt_id,
+                   response, {rewards} AS rewards, {raw} AS raw, {monitors} FROM read_parquet(?)""",  # noqa: S608
+        [run_id, found.method, str(found.parquet)],
+    )
+    if found.method == REFERENCE:
+        connection.execute(
+            """INSERT INTO prompts BY NAME
+               SELECT DISTINCT ? AS run_id, CAST(prompt_id AS VARCHAR) AS prompt_id, document, reference_summary
+               FROM read_parquet(?)""",
+            [run_id, str(found.parquet)],
+        )
 
 
 @contextlib.contextmanager
@@ -113,9 +169,12 @@ def _one_publisher(store: Path) -> Iterator[None]:
 def _readable(store: Path) -> bool:
     with contextlib.closing(duckdb.connect()) as connection:
         try:
-            attach(connection, store)
+            version = attach(connection, store, older=True)
             for table in TABLES:  # read everything: a block may be damaged
-                connection.execute(f"SELECT bit_xor(hash(t)) FROM m.{table} t").fetchall()  # noqa: S608
+                if query := copy_of(table, version):
+                    connection.execute(f"SELECT bit_xor(hash(t)) FROM ({query}) t").fetchall()  # noqa: S608
+        except NewerStoreError:
+            raise
         except duckdb.Error:
             return False
         except ClpError as error:

@@ -6,7 +6,7 @@ import duckdb
 
 from clp_lightning.errors import ClpError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Lists are in the order of runs.objectives. A method without a weighting (the reference policy) has NULL there.
 TABLES = {
@@ -15,29 +15,60 @@ TABLES = {
         created_at TIMESTAMP,          -- UTC, first publication
         published_at TIMESTAMP,        -- UTC, last publication: the latest run is the one published last
         code_commit VARCHAR,           -- NULL outside a git checkout; ends in -dirty with uncommitted changes
-        params JSON, corpus_hash VARCHAR, seed BIGINT, objectives VARCHAR[],
+        params JSON, corpus_hash VARCHAR,
+        seed BIGINT, training_seed BIGINT,  -- of data and reference policy; of policies and their samples
+        objectives VARCHAR[],
         normalization JSON,            -- objective -> {mean, std} of its raw reward
-        reference_point DOUBLE[], bootstrap_draws BIGINT, prompts BIGINT, versions JSON""",
+        reference_point DOUBLE[], bootstrap_draws BIGINT, prompts BIGINT, versions JSON,
+        machine VARCHAR,               -- processor and cores that published the run
+        duration_seconds DOUBLE        -- training and evaluation of all methods""",
     "methods": """
         run_id VARCHAR, method VARCHAR, position BIGINT, rollouts DOUBLE, generated_tokens DOUBLE, train_seconds DOUBLE,
-        evaluate_seconds DOUBLE, stored_parameters DOUBLE, models DOUBLE""",
+        evaluate_seconds DOUBLE, stored_parameters DOUBLE, models DOUBLE,
+        forward_passes_per_token DOUBLE,  -- of the whole model, for one token of an answer
+        weights_hash VARCHAR,          -- of the files that were evaluated
+        problem VARCHAR                -- why a method of params.yaml has no results; NULL for those that have""",
+    "prompts": "run_id VARCHAR, prompt_id VARCHAR, document VARCHAR, reference_summary VARCHAR",
     "results": """
-        run_id VARCHAR, method VARCHAR, weighting_id BIGINT, weighting DOUBLE[], prompt_id VARCHAR, document VARCHAR,
-        reference_summary VARCHAR, response VARCHAR, rewards DOUBLE[], raw DOUBLE[], rouge_l DOUBLE, coverage DOUBLE,
+        run_id VARCHAR, method VARCHAR, weighting_id BIGINT, weighting DOUBLE[], prompt_id VARCHAR,
+        response VARCHAR, rewards DOUBLE[], raw DOUBLE[], rouge_l DOUBLE, coverage DOUBLE,
         kl DOUBLE, length DOUBLE, distinct_2 DOUBLE""",
+    "curves": "run_id VARCHAR, method VARCHAR, step BIGINT, name VARCHAR, value DOUBLE",  # of the trainings
     "points": """
         run_id VARCHAR, method VARCHAR, weighting_id BIGINT, weighting DOUBLE[], rewards DOUBLE[], low DOUBLE[],
         high DOUBLE[], rouge_l DOUBLE, coverage DOUBLE, kl DOUBLE, length DOUBLE, distinct_2 DOUBLE""",
     "metrics": """
         run_id VARCHAR, method VARCHAR,
-        metric VARCHAR,                -- hypervolume, dominated_share, steerability
-        target VARCHAR,                -- NULL, the method whose points are dominated, the objective steered
+        metric VARCHAR,                -- docs/metrics.md defines each
+        target VARCHAR,                -- NULL, the other method, or the objective steered
         value DOUBLE, low DOUBLE, high DOUBLE""",
     "comparisons": """
         run_id VARCHAR, method_a VARCHAR, method_b VARCHAR, statistic VARCHAR,
         difference DOUBLE,             -- a minus b
         low DOUBLE, high DOUBLE, probability DOUBLE""",
 }
+
+# How the tables of each readable version come over, from the store attached as m; the newest as they are.
+_V1 = {
+    "methods": "SELECT *, NULL AS forward_passes_per_token, NULL AS weights_hash, NULL AS problem FROM m.methods",
+    "runs": "SELECT *, NULL AS training_seed, NULL AS machine, NULL AS duration_seconds FROM m.runs",
+    "prompts": """SELECT DISTINCT run_id, prompt_id, document, reference_summary FROM m.results
+                  WHERE method = 'reference' ORDER BY ALL""",
+    "results": "SELECT * EXCLUDE (document, reference_summary) FROM m.results",
+    "curves": None,
+}
+MIGRATIONS: dict[int, dict[str, str | None]] = {SCHEMA_VERSION: {}, 1: _V1}
+
+
+def copy_of(table: str, version: int) -> str | None:
+    """Return the query that reads `table` of a store of `version`, attached as m; None where there is none."""
+    return MIGRATIONS[version].get(table, f"SELECT * FROM m.{table}")  # noqa: S608 - our own table names
+
+
+# The one definition of Pareto dominance in SQL: nowhere worse, somewhere better.
+_BETTER = (
+    "{0}.rewards <> {1}.rewards AND len(list_filter(list_zip({0}.rewards, {1}.rewards), lambda p: p[1] < p[2])) = 0"
+)
 
 # For people in a DuckDB shell: the latest run, names instead of positions.
 VIEWS = {
@@ -51,19 +82,43 @@ VIEWS = {
         SELECT m.method, m.value AS hypervolume, m.low, m.high, l.reference_point
         FROM latest l JOIN metrics m USING (run_id) WHERE m.metric = 'hypervolume' ORDER BY m.value DESC""",
     "texts": """
-        SELECT r.prompt_id, r.document, r.reference_summary, r.method, r.weighting, r.response, r.rewards, r.length
-        FROM latest l JOIN results r USING (run_id) ORDER BY r.prompt_id, r.method, r.weighting_id""",
+        SELECT r.prompt_id, p.document, p.reference_summary, r.method, r.weighting, r.response, r.rewards, r.length
+        FROM latest l JOIN results r USING (run_id) JOIN prompts p USING (run_id, prompt_id)
+        ORDER BY r.prompt_id, r.method, r.weighting_id""",
+    "costs": """
+        SELECT m.* EXCLUDE (run_id, position) FROM latest l JOIN methods m USING (run_id) ORDER BY m.position""",
+    # every run's points; those that no other point of their method dominates, and whether any method's point does
+    "nondominated": """
+        SELECT run_id, method, weighting_id, weighting, rewards,
+               NOT EXISTS (FROM points b WHERE b.run_id = a.run_id AND dominates(b.rewards, a.rewards)) AS of_all_methods
+        FROM points a
+        WHERE NOT EXISTS (
+            FROM points b WHERE b.run_id = a.run_id AND b.method = a.method AND dominates(b.rewards, a.rewards))
+        ORDER BY run_id, method, weighting_id""",
+    # the share of B's points that at least one of A's dominates
+    "dominance": """
+        SELECT run_id, x.method AS method_a, b.method AS method_b,
+               avg(CASE WHEN EXISTS (FROM points a WHERE a.run_id = b.run_id AND a.method = x.method
+                                     AND dominates(a.rewards, b.rewards)) THEN 1 ELSE 0 END) AS share
+        FROM points b JOIN (SELECT DISTINCT run_id, method FROM points) x USING (run_id)
+        WHERE x.method <> b.method GROUP BY ALL ORDER BY ALL""",
 }
 
 CREATE = [
     "CREATE TABLE meta (schema_version BIGINT)",
-    *(f"CREATE TABLE {name} ({columns})" for name, columns in TABLES.items()),
+    # Pareto dominance: nowhere worse, somewhere better
+    "CREATE MACRO dominates(a, b) AS a <> b AND len(list_filter(list_zip(a, b), lambda p: p[1] < p[2])) = 0",
+    *(f"CREATE TABLE {name} ({columns}\n)" for name, columns in TABLES.items()),
     *(f"CREATE VIEW {name} AS {query}" for name, query in VIEWS.items()),
 ]
 
 
-def attach(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Attach the store at `path` as `m`, read-only; `ClpError` when it is missing, no store or of another schema."""
+def attach(connection: duckdb.DuckDBPyConnection, path: Path, *, older: bool = False) -> int:
+    """Attach the store at `path` as `m`, read-only, and return its schema version.
+
+    Raises `ClpError` when it is missing, no store or of another schema; with `older` those that can be brought over are
+    welcome.
+    """
     if not path.exists():
         raise ClpError(f"{path} does not exist yet; run `make repro` to build it")
     try:
@@ -75,14 +130,24 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
         # DuckDB itself notices a file that is cut short only when a query needs what is gone.
         if before.st_ino == path.stat().st_ino and before.st_size < blocks:
             raise duckdb.IOException("the file is cut short")
-        version = connection.execute("SELECT schema_version FROM m.meta").fetchall()[0][0]
+        version = int(connection.execute("SELECT schema_version FROM m.meta").fetchall()[0][0])
     except (duckdb.Error, IndexError, OSError) as error:
         raise not_a_store(path, error) from error
-    if version != SCHEMA_VERSION:
-        raise ClpError(
-            f"{path} has the store schema {version}, this version of clp-lightning reads {SCHEMA_VERSION}; "
-            "run `make repro` to build it anew (the old file is set aside)"
+    if version > SCHEMA_VERSION:
+        raise NewerStoreError(
+            f"{path} was written by a newer clp-lightning (store schema {version}, this one reads {SCHEMA_VERSION}); "
+            "upgrade with `make setup`, or move the file away and run `make repro`"
         )
+    if version < SCHEMA_VERSION and not (older and version in MIGRATIONS):
+        raise ClpError(
+            f"{path} has the older store schema {version}, this clp-lightning reads {SCHEMA_VERSION}; run `make repro` or "
+            "`clp stage publish` to bring it up to date, its runs are kept"
+        )
+    return version
+
+
+class NewerStoreError(ClpError):
+    """A store that a newer version wrote: never replaced, never set aside."""
 
 
 def not_a_store(path: Path, error: Exception) -> ClpError:

@@ -44,7 +44,7 @@ def _write_pipeline(source: Path, target: Path, config: Config) -> None:
     """Copy dvc.yaml; where the recipe has other methods, the last stage reads theirs (DVC cannot template a list)."""
     pipeline = YAML(typ="safe", pure=True).load(source)
     publish = pipeline["stages"].get("publish", {})
-    results = [f"results/{method}" for method in ("reference", *config.methods)]
+    results = [f"results/{method}" for method in config.compared]
     others = [dep for dep in publish.get("deps", []) if not dep.startswith("results/")]
     if not publish or publish["deps"] == [*others, *results]:
         _write(target, source.read_text(encoding="utf-8"))

@@ -1,0 +1,143 @@
+"""The statistics of one run: points, metrics of every method and pair, and paired differences, with 95 % intervals."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clp_lightning import frontier
+from clp_lightning.bootstrap import Bootstrap
+from clp_lightning.frontier import Array
+from clp_lightning.store_inputs import MethodResults
+
+Rows = list[tuple[Any, ...]]
+# Measures of which more is better: those that two methods are compared by.
+LARGER_IS_BETTER = ("hypervolume", "expected_utility", "mean_inner_product", "worst_objective")
+
+
+def statistics(
+    found: Sequence[MethodResults], objectives: Sequence[str], reference_point: Sequence[float], draws: int, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Points, metrics and comparisons of a run with 95 % intervals from one paired bootstrap over prompts.
+
+    Returns tidy frames: `points` (lists in the order of the objectives), `metrics` (method, metric, target, value, low, high;
+    docs/metrics.md defines each) and `comparisons` (method_a minus method_b; `probability` is the share of resamples in which a
+    is ahead, ties count half). The intervals cover the choice of prompts, not the spread between training runs.
+    """
+    bootstrap = Bootstrap(found[0].rewards.shape[1], draws, seed)
+    together = bootstrap.means(np.concatenate([f.rewards for f in found]))
+    ends = np.cumsum([len(f.rewards) for f in found])[:-1]
+    means = {f.method: part for f, part in zip(found, np.split(together, ends, axis=1), strict=True)}  # [R, N, K]
+    union = frontier.union_frontier(m[0] for m in means.values())
+    measured = {f.method: _measure(f, means[f.method], reference_point, union) for f in found}
+    metrics: Rows = []
+    for method, values in measured.items():
+        for name, versions in values.items():
+            metrics.append((method, name, None, versions[0], *bootstrap.interval(versions)))
+        metrics.append((method, "cardinality", None, frontier.nondominated(means[method][0]).sum(), None, None))
+    for f in found:
+        metrics += _steering(f, means[f.method], objectives, bootstrap)
+    pairs = {(a, b): _dominated(means[a], means[b]) for a, b in itertools.permutations(means, 2)}
+    for (a, b), shares in pairs.items():
+        metrics.append((a, "dominated_share", b, shares[0], *bootstrap.percentiles(shares)))
+        metrics.append((a, "dominates_all", b, float((shares[1:] == 1).mean()), None, None))
+        epsilon = _over(lambda p, q: frontier.epsilon_indicator(p, q), means[a], means[b])
+        metrics.append((a, "epsilon", b, epsilon[0], *bootstrap.interval(epsilon)))
+    metrics += _win_rates(found, bootstrap)
+    return {
+        "points": pd.concat([_points(f, means[f.method], bootstrap) for f in found], ignore_index=True),
+        "metrics": pd.DataFrame(metrics, columns=["method", "metric", "target", "value", "low", "high"]),
+        "comparisons": _comparisons(measured, pairs, bootstrap),
+    }
+
+
+def _measure(found: MethodResults, means: Array, reference_point: Sequence[float], union: Array) -> dict[str, Array]:
+    """Metrics of one method on all versions of the prompts, [R] each."""
+    measures: dict[str, Callable[[Array], float]] = {
+        "hypervolume": lambda points: frontier.hypervolume(points, reference_point),
+        "igd_plus": lambda points: frontier.igd_plus(points, union),
+        "worst_objective": frontier.worst_objective,
+        "sparsity": frontier.sparsity,
+    }
+    if (weightings := found.weightings) is not None:
+        measures["expected_utility"] = lambda points: frontier.expected_utility(weightings, points)
+        measures["mean_inner_product"] = lambda points: frontier.mean_inner_product(weightings, points)
+    return {name: np.array([measure(points) for points in means]) for name, measure in measures.items()}
+
+
+def _steering(found: MethodResults, means: Array, objectives: Sequence[str], bootstrap: Bootstrap) -> Rows:
+    """Does the weighting do what it says? Per objective: tau, range and violations.
+
+    Tau and violations have no interval: resamples of a perfect order are nearly all less than perfect, so that theirs would
+    not hold the value.
+    """
+    if (weightings := found.weightings) is None or len(weightings) < 2:
+        return []
+    rows: Rows = []
+    for k, objective in enumerate(objectives):
+        tau = frontier.steerability(weightings[:, k], means[0, :, k])
+        reach = np.ptp(means[..., k], axis=1)
+        steps = frontier.violations(weightings[:, k], means[0, :, k])
+        rows.append((found.method, "steerability", objective, tau, None, None))
+        rows.append((found.method, "range", objective, reach[0], *bootstrap.interval(reach)))
+        rows.append((found.method, "violations", objective, float(steps), None, None))
+    return rows
+
+
+def _win_rates(found: Sequence[MethodResults], bootstrap: Bootstrap) -> Rows:
+    """Win rates of A over B at the weightings that both were given."""
+    pairs = list(itertools.permutations(found, 2))
+    each = {(a.method, b.method): wins for a, b in pairs if (wins := _wins(a, b)) is not None}
+    if not each:
+        return []
+    # the mean over prompts of each prompt's own rate is the rate, so that a resample is a weighted mean
+    rates = bootstrap.means(np.stack(list(each.values()))[..., None])[..., 0]
+    return [
+        (a, "win_rate", b, rates[0, i], *bootstrap.percentiles(rates[:, i])) for i, (a, b) in enumerate(each)
+    ]  # fmt: skip
+
+
+def _wins(a: MethodResults, b: MethodResults) -> Array | None:
+    """Return each prompt's win rate [P]; None if no weighting was given to both. The reference answers every one alike."""
+    at_a, at_b = a.weightings, b.weightings
+    if at_a is None or at_b is None:
+        weightings = at_a if at_a is not None else at_b
+        if weightings is None:
+            return None
+        first, second = (np.broadcast_to(f.rewards, (len(weightings), *f.rewards.shape[1:])) for f in (a, b))
+        return frontier.wins(weightings, first, second)
+    i, j = np.nonzero(np.abs(at_a[:, None] - at_b).max(-1) < 1e-9)
+    return frontier.wins(at_a[i], a.rewards[i], b.rewards[j]) if len(i) else None
+
+
+def _comparisons(
+    measured: dict[str, dict[str, Array]], pairs: dict[tuple[str, str], Array], bootstrap: Bootstrap
+) -> pd.DataFrame:
+    rows: Rows = []
+    for a, b in itertools.combinations(measured, 2):
+        differences = {
+            name: measured[a][name] - measured[b][name]
+            for name in LARGER_IS_BETTER
+            if name in measured[a].keys() & measured[b].keys()
+        }
+        differences["dominated_share"] = pairs[a, b] - pairs[b, a]
+        for name, ahead in differences.items():
+            rows.append((a, b, name, ahead[0], *bootstrap.interval(ahead), bootstrap.probability(ahead)))
+    columns = ["method_a", "method_b", "statistic", "difference", "low", "high", "probability"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _dominated(a: Array, b: Array) -> Array:
+    return _over(frontier.dominated_share, a, b)
+
+
+def _over(measure: Callable[[Array, Array], float], a: Array, b: Array) -> Array:
+    return np.array([measure(p, q) for p, q in zip(a, b, strict=True)])
+
+
+def _points(found: MethodResults, means: Array, bootstrap: Bootstrap) -> pd.DataFrame:
+    ends = np.apply_along_axis(lambda values: np.array(bootstrap.interval(values)), 0, means)  # [2, N, K]
+    low, high = ends.tolist()
+    return found.points.assign(method=found.method, rewards=means[0].tolist(), low=low, high=high)

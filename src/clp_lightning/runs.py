@@ -1,0 +1,132 @@
+"""Several runs of one store: which may be compared, and statistics over training seeds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtr, stdtrit  # Student's t
+
+from clp_lightning import frontier
+from clp_lightning.bootstrap import LEVEL, Bootstrap
+from clp_lightning.errors import ClpError
+from clp_lightning.frontier import Array
+from clp_lightning.store import Store
+
+# What two runs must share, and what to say where they do not.
+AXES = {
+    "objectives": "other objectives",
+    "normalization": "another normalization of the rewards",
+    "corpus_hash": "another corpus",
+    "reference_point": "another reference point",
+    "seed": "other test prompts (another seed)",
+    "prompts": "another number of test prompts",
+}
+
+
+class Estimate(NamedTuple):
+    """A statistic over training seeds: its mean, its 95 % interval, and the probability that it is above 0."""
+
+    value: float
+    low: float
+    high: float
+    probability: float
+
+
+def obstacles(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return why two runs (rows of `Store.runs`) cannot be compared; an empty list if they can."""
+    return [what for key, what in AXES.items() if one[key] != other[key]]
+
+
+def comparable(store: Store, run: str, against: str) -> None:
+    """Raise `ClpError` with the reasons when two runs cannot be compared."""
+    reasons = obstacles(store.run(run), store.run(against))
+    if reasons:
+        raise ClpError(
+            f"runs {run} and {against} cannot be compared: {against} has {'; '.join(reasons)}; evaluate both alike, then "
+            "publish again"
+        )
+
+
+def siblings(store: Store, run: str | None = None) -> list[dict[str, Any]]:
+    """Return the runs that differ from `run` (the latest by default) in nothing but their training seed, that run first.
+
+    Of several runs with one training seed the last published counts.
+    """
+    first = store.run(run)
+    found = {first["training_seed"]: first}
+    for run_id in store.runs().run_id:
+        other = store.run(run_id)
+        if _apart_from_seed(other) == _apart_from_seed(first) and not obstacles(first, other):
+            found.setdefault(other["training_seed"], other)
+    return list(found.values())
+
+
+def _apart_from_seed(run: Mapping[str, Any]) -> dict[str, Any]:
+    training = {key: value for key, value in run["params"].get("training", {}).items() if key != "seed"}
+    return {**run["params"], "training": training}
+
+
+def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Hypervolume of every method that all runs have, and of every pair the difference, over their training seeds.
+
+    Returns `seeds`, `methods` (name -> Estimate) and `differences` ((a, b) -> Estimate of a minus b). See `nested`.
+    """
+    first = runs[0]
+    names = [set(store.points(run["run_id"]).method) for run in runs]
+    methods = [name for name in store.methods(first["run_id"]).method if all(name in there for there in names)]
+    bootstrap = Bootstrap(first["prompts"], first["bootstrap_draws"], first["seed"])
+    volumes = {
+        method: np.stack([_volumes(store.per_prompt(run["run_id"], method), first, bootstrap) for run in runs])
+        for method in methods
+    }
+    pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
+    return {
+        "seeds": [run["training_seed"] for run in runs],
+        "methods": {method: nested(values, first["prompts"]) for method, values in volumes.items()},
+        "differences": {(a, b): nested(volumes[a] - volumes[b], first["prompts"]) for a, b in pairs},
+    }
+
+
+def against(store: Store, run: str, other: str) -> dict[str, Any]:
+    """Compare two runs method by method: hypervolumes and their paired difference, `run` minus `other`.
+
+    JSON-able. Raises `ClpError` when they cannot be compared or share no method.
+    """
+    comparable(store, run, other)
+    first = store.run(run)
+    bootstrap = Bootstrap(first["prompts"], first["bootstrap_draws"], first["seed"])
+    shared = [name for name in store.points(run).method.unique() if name in set(store.points(other).method)]
+    rows = []
+    for method in shared:
+        one, two = (_volumes(store.per_prompt(each, method), first, bootstrap) for each in (run, other))
+        estimate = nested((one - two)[None], first["prompts"])
+        rows.append(
+            {
+                "method": method, "hypervolume": float(one[0]), "hypervolume_against": float(two[0]),
+                "difference": estimate.value, "interval": [estimate.low, estimate.high], "probability": estimate.probability,
+            }
+        )  # fmt: skip
+    return {"run": run, "against": other, "methods": rows}
+
+
+def _volumes(rewards: Array, run: Mapping[str, Any], bootstrap: Bootstrap) -> Array:
+    return np.array([frontier.hypervolume(points, run["reference_point"]) for points in bootstrap.means(rewards)])
+
+
+def nested(values: Array, prompts: int) -> Estimate:
+    """Mean of a statistic over training seeds with an interval for seeds and prompts together.
+
+    `values` [S, R]: per seed the statistic on all prompts, then on bootstrap resamples of them, the same for every seed. The
+    variance is that between seeds over S, plus that over resamples of the mean; Student's t has the degrees of freedom of
+    Welch and Satterthwaite. One seed leaves the prompts alone.
+    """
+    seeds = len(values)
+    value = float(values[:, 0].mean())
+    by_prompts = float(values[:, 1:].mean(0).var(ddof=1)) * prompts / (prompts - 1)
+    by_seeds = float(values[:, 0].var(ddof=1)) / seeds if seeds > 1 else 0.0
+    variance = by_prompts + by_seeds
+    if variance == 0:
+        return Estimate(value, value, value, 0.5 if value == 0 else float(value > 0))
+    freedom = variance**2 / (by_prompts**2 / (prompts - 1) + (by_seeds**2 / (seeds - 1) if seeds > 1 else 0.0))
+    reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * np.sqrt(variance)
+    return Estimate(value, value - reach, value + reach, float(stdtr(freedom, value / np.sqrt(variance))))

@@ -1,0 +1,66 @@
+"""The flow `sweep`: blocks cover every point once, and whoever samples them, the results are the same."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from clp_lightning.config import load_config
+from clp_lightning.workspace import prepare
+from flows.sweep import blocks, task_runner
+
+
+def test_blocks_cover_every_point_once_and_take_turns(repository):
+    config = load_config(repository / "params.yaml")
+    found = list(blocks(config, ["reference", "clp-full"], 4))
+    assert found == [
+        ("reference", [0]),
+        ("clp-full", [0, 1, 2, 3]),
+        ("clp-full", [4, 5, 6, 7]),
+        ("clp-full", [8, 9, 10]),
+    ]
+    assert not list(blocks(config, [], 4))
+
+
+def test_an_unknown_runner_is_one_line():
+    with pytest.raises(ValueError, match="runner 'spark': unknown; choose one of processes, dask, ray"):
+        task_runner("spark", 2)
+
+
+def run(folder, *command):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(repository, tmp_path_factory):
+    """A smoke run by `dvc repro` alone, without the cache from which DVC would take results again."""
+    folder = prepare("smoke", tmp_path_factory.mktemp("sweep") / "project", root=repository)
+    run(folder, "dvc", "repro")
+    shutil.rmtree(folder / ".dvc" / "cache")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "runner",
+    [
+        pytest.param("processes", marks=pytest.mark.slow),
+        pytest.param("dask", marks=pytest.mark.scale),
+        pytest.param("ray", marks=pytest.mark.scale),
+    ],
+)
+def test_every_runner_gives_the_points_of_the_stage(runner, repository, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "project")
+    names = ("reference", "clp-full", "rewarded-soups")
+    before = {name: pd.read_parquet(folder / "results" / name / "results.parquet") for name in names}
+    shutil.rmtree(folder / "results")
+    assert set(json.loads(run(folder, "dvc", "status", "--json").stdout)) >= {"evaluate_reference", "evaluate@clp-full"}
+    options = ["--workspace", str(folder), "--runner", runner, "--workers", "2", "--block", "2"]
+    done = run(repository, "flows.sweep", *options)
+    assert f"5 blocks on 2 workers ({runner})" in done.stdout + done.stderr
+    for name, rows in before.items():
+        pd.testing.assert_frame_equal(pd.read_parquet(folder / "results" / name / "results.parquet"), rows)
