@@ -1,7 +1,10 @@
 """Timing in turns: who runs when, what is counted, and that a side that fails ends the run."""
 
+import json
+
 import pytest
 
+from bench import store_scale
 from bench.turns import StepTurns, entry, take_turns
 
 
@@ -46,3 +49,11 @@ def test_ratio_is_of_medians():
     report = entry("x", "something", {"ours": [1.0, 2.0, 9.0], "theirs": [4.0, 4.0, 4.0]}, 0.6)
     assert report["ratio"] == 0.5 and report["rounds"] == 3
     assert report["spread_s"] == {"ours": [1.0, 9.0], "theirs": [4.0, 4.0]}
+
+
+def test_the_store_benchmark_runs_on_few_rows(repository, monkeypatch, capsys):
+    monkeypatch.chdir(repository)
+    store_scale.main(rows=4000)
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"] == 30 * 133  # 30 prompts at a point of the reference and eleven of each of twelve methods
+    assert {"texts", "documents", "points"} <= report["queries_s"].keys()

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import pytest
 from results_factory import config, write_results
 from rich.console import Console
 
+from clp_lightning import runs
 from clp_lightning.errors import ClpError
 from clp_lightning.picture import picture
 from clp_lightning.report import comparison, difference_sentence, method_styles, write_report
-from clp_lightning.report_tables import print_table
+from clp_lightning.report_html import write_html
+from clp_lightning.report_tables import print_against, print_seeds, print_table, seeds_as_json
 from clp_lightning.store import Store, publish
 
 RULE = {"kind": "brevity", "min_words": 3}
@@ -127,6 +131,73 @@ def test_the_picture_as_svg_names_its_axes_and_methods(compared, tmp_path):
         "1 : 0",
     ):
         assert expected in text
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> dict:
+    """Six methods, one of them without results."""
+    folder, values = tmp_path_factory.mktemp("many"), config().model_dump()
+    full = values["methods"]["clp-full"]
+    methods = values["methods"] | {"clp-prompt": full, "clp-attn": full, "lost": full}
+    derived = {"logit-mixing": {"of": "rewarded-soups", "decoding": {"kind": "logit_mixing"}}}
+    parameters = config(methods=methods, derived=derived)
+    write_results(folder / "results", parameters)
+    shutil.rmtree(folder / "results" / "lost")
+    publish(folder / "results", folder / "frontier.duckdb", parameters)
+    return {"store": Store(folder / "frontier.duckdb"), "compared": comparison(Store(folder / "frontier.duckdb"))}
+
+
+def test_many_methods_are_set_against_the_baselines(many):
+    compared = many["compared"]
+    assert [method["method"] for method in compared["methods"]] == [
+        "reference", "clp-full", "rewarded-soups", "clp-prompt", "clp-attn", "logit-mixing",
+    ]  # fmt: skip
+    text = printed(compared, 120)
+    assert "Against rewarded-soups" in text and "Against clp-prompt" in text
+    assert "0.25 : 0.75" not in text  # points only when asked for
+    assert "Left out: lost. " in text and "has not been evaluated" in text
+    assert "10 pairs of methods are compared" in text  # five methods besides the reference
+    assert "Budget: 1,600 rollouts each." in text
+    row = next(line for line in text.splitlines() if line.startswith("clp-full") and "%" in line)
+    # the truth of the factory: radius 1 against 0.6 dominates all of it, in every resample
+    assert "100% [100,100]" in row and "0% [0,0]" in row
+    console = Console(file=io.StringIO(), width=120)
+    print_table(compared, console, points=True)
+    assert "0.25 : 0.75" in console.file.getvalue()
+
+
+def test_win_rates_and_dominance_probabilities_are_in_the_contract(many):
+    full = next(method for method in many["compared"]["methods"] if method["method"] == "clp-full")
+    wins = full["against"]["win_rate"]["rewarded-soups"]
+    assert 0.5 < wins["interval"][0] < wins["value"] < wins["interval"][1] <= 1
+    assert full["against"]["dominates_all"]["rewarded-soups"]["value"] > 0.5
+    assert full["against"]["epsilon"]["rewarded-soups"]["value"] < 0
+    assert full["metrics"]["expected_utility"]["value"] >= full["metrics"]["mean_inner_product"]["value"]
+    assert full["by_objective"]["range"]["brevity"]["value"] == pytest.approx(1)
+
+
+def test_the_html_report_is_one_file_that_loads_nothing(many, tmp_path):
+    path = tmp_path / "deep" / "report.html"
+    write_html(many["store"], None, path)
+    text = path.read_text(encoding="utf-8")
+    outside = re.sub(r"<script.*?</script>", "", text, flags=re.S)
+    assert not re.search(r'(src|href)="(?!#)', outside) and "<script src" not in text
+    for expected in ("logit-mixing", "informativeness", "Left out", "0.25 : 0.75", "What reproduces it"):
+        assert expected in outside
+
+
+def test_runs_and_seeds_print(many, tmp_path):
+    store = many["store"]
+    run = store.run()["run_id"]
+    for shown, values in (
+        (print_against, runs.against(store, run, run)),
+        (print_seeds, seeds_as_json(runs.over_seeds(store, runs.siblings(store)))),
+    ):
+        json.dumps(values, allow_nan=False)
+        console = Console(file=io.StringIO(), width=120)
+        shown(values, console)
+        assert "clp-full" in console.file.getvalue() and "…" not in console.file.getvalue()
+    assert all(row["difference"] == 0 for row in runs.against(store, run, run)["methods"])
 
 
 def test_styles_are_fixed_for_known_methods_and_distinct_for_others():
