@@ -7,7 +7,6 @@ Prints JSON: seconds of publication, peak memory of the publishing process, seco
 import json
 import multiprocessing
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ def write_results(folder: Path, config: Config, prompts: int) -> None:
     for number, method in enumerate(config.compared):
         rows = [None] if method == "reference" else grid.tolist()
         (folder / method).mkdir(parents=True)
-        weights = "[" + ", ".join("NULL" if row is None else str(row) for row in rows) + "]::DOUBLE[][]"
+        weights = "([" + ", ".join("NULL" if row is None else str(row) for row in rows) + "]::DOUBLE[][])"
         columns = [
             f"'{method}' AS method", "w AS weighting_id", "'prompt-' || p AS prompt_id",
             "'create resource ' || p || ': ' || repeat('the name of the resource ', 4) AS document",
@@ -97,4 +96,4 @@ def main(rows: Annotated[int, typer.Option(help="Per-prompt rows of all methods 
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)

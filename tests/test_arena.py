@@ -147,8 +147,7 @@ def test_ties_at_a_vertex_without_trimming_is_that_expert_and_the_model_is_resto
         ties.generate(DOCUMENTS[:2], [{"a": 1.0}, {"b": 1.0}])
 
 
-@pytest.mark.parametrize("operator", ["ties", "dare"])
-def test_merging_is_pefts_own(operator):
+def test_ties_is_pefts_own():
     # PEFT merges two adapters of one layer by SVD at full rank, which is exact
     torch.manual_seed(0)
     size, weights = 8, [0.3, 0.7]
@@ -157,8 +156,23 @@ def test_merging_is_pefts_own(operator):
     model.add_adapter("b", config)
     layer = model.base_model.model[0]
     updates = [layer.get_delta_weight(name).detach() for name in ("a", "b")]
-    kind = {"ties": "ties_svd", "dare": "dare_linear_svd"}[operator]
-    torch.manual_seed(7)
-    model.add_weighted_adapter(["a", "b"], weights, "merged", combination_type=kind, density=0.5, svd_rank=size)
-    ours = merge(updates, torch.tensor(weights), Merged(kind="merged", operator=operator, density=0.5), seed=7)
+    model.add_weighted_adapter(["a", "b"], weights, "merged", combination_type="ties_svd", density=0.5, svd_rank=size)
+    ours = merge(updates, torch.tensor(weights), Merged(kind="merged", operator="ties", density=0.5), seed=0)
     torch.testing.assert_close(ours, layer.get_delta_weight("merged").detach(), atol=1e-5, rtol=0)
+
+
+def test_dare_drops_entries_and_scales_up_what_is_left():
+    # an entry of the merge is w_a a / d or nothing, plus w_b b / d or nothing; half of each is kept (d = 0.5)
+    torch.manual_seed(0)
+    a, b, operator = (
+        torch.rand(40, 50) + 1,
+        torch.rand(40, 50) + 10,
+        Merged(kind="merged", operator="dare", density=0.5),
+    )
+    merged = merge([a, b], torch.tensor([0.3, 0.7]), operator, seed=1)
+    parts = {(i, j): i * 0.3 * a / 0.5 + j * 0.7 * b / 0.5 for i in (0, 1) for j in (0, 1)}
+    matches = {key: torch.isclose(merged, value, atol=1e-5).float().mean().item() for key, value in parts.items()}
+    assert sum(matches.values()) == pytest.approx(1)
+    assert all(0.2 < share < 0.3 for share in matches.values())
+    assert torch.equal(merged, merge([a, b], torch.tensor([0.3, 0.7]), operator, seed=1))
+    assert not torch.equal(merged, merge([a, b], torch.tensor([0.3, 0.7]), operator, seed=2))

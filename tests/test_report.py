@@ -153,14 +153,15 @@ def test_many_methods_are_set_against_the_baselines(many):
         "reference", "clp-full", "rewarded-soups", "clp-prompt", "clp-attn", "logit-mixing",
     ]  # fmt: skip
     text = printed(compared, 120)
+    prose = " ".join(text.split())
     assert "Against rewarded-soups" in text and "Against clp-prompt" in text
     assert "0.25 : 0.75" not in text  # points only when asked for
-    assert "Left out: lost. " in text and "has not been evaluated" in text
-    assert "10 pairs of methods are compared" in text  # five methods besides the reference
-    assert "Budget: 1,600 rollouts each." in text
+    assert "Left out: lost. " in prose and "has not been evaluated" in prose
+    assert "10 pairs of methods are compared" in prose  # five methods besides the reference
+    assert "Budget: 1,600 rollouts each." in prose
     row = next(line for line in text.splitlines() if line.startswith("clp-full") and "%" in line)
-    # the truth of the factory: radius 1 against 0.6 dominates all of it, in every resample
-    assert "100% [100,100]" in row and "0% [0,0]" in row
+    # the truth of the factory: radius 1 against 0.6 dominates all of it; the vertices tie in one objective but for noise
+    assert "100% [80,100]" in row and "0% [0,0]" in row
     console = Console(file=io.StringIO(), width=120)
     print_table(compared, console, points=True)
     assert "0.25 : 0.75" in console.file.getvalue()
