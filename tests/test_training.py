@@ -20,7 +20,7 @@ from clp_lightning.trainer import fit
 from clp_lightning.training import ClpModule, draw_weightings
 
 SETTINGS = {
-    "steps": 2, "accumulate": 1, "devices": 1, "prompts_per_step": 2, "samples_per_prompt": 3, "learning_rate": 1e-2,
+    "seed": 0, "steps": 2, "accumulate": 1, "devices": 1, "prompts_per_step": 2, "samples_per_prompt": 3, "learning_rate": 1e-2,
     "rank": 3, "alpha": 0.1, "alpha_start": None, "alpha_high": None, "kl": "reward",
     "baseline": "leave_one_out", "advantages": "batch", "gradient_clip": 1.0, "checkpoint_every": 100,
 }  # fmt: skip
