@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
 from clp_lightning.config import Config, load_config
+from flows.check import missing
 from flows.retrain import retrain
 
 RUNNERS = ("processes", "dask", "ray")
@@ -121,10 +122,13 @@ def main(
     workers: Annotated[int, typer.Option(min=1, help="Blocks at a time.")] = 2,
     block: Annotated[int, typer.Option(min=1, help="Weightings per task.")] = 4,
 ) -> None:
-    """Sweep over all weightings with several workers.
+    """Sweep over all weightings with several workers; needs a Prefect server (`make server`).
 
     Example: python -m flows.sweep --runner dask --workers 2
     """
+    if line := missing("server"):
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(1)
     try:
         sweep(workspace=workspace, runner=runner, workers=workers, block=block)
     except ValueError as error:

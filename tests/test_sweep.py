@@ -1,12 +1,15 @@
 """The flow `sweep`: blocks cover every point once, and whoever samples them, the results are the same."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+from test_flows import wait_until
+from test_flows_server import Prefect
 
 from clp_lightning.config import load_config
 from clp_lightning.workspace import prepare
@@ -30,10 +33,30 @@ def test_an_unknown_runner_is_one_line():
         task_runner("spark", 2)
 
 
-def run(folder, *command):
-    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True)
+def run(folder, *command, env=None):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
+
+
+@pytest.fixture(scope="module")
+def server(repository, tmp_path_factory):
+    """A Prefect server of this test's own."""
+    prefect = Prefect(repository, tmp_path_factory.mktemp("prefect"))
+    try:
+        prefect.start("server")
+        assert wait_until(prefect.healthy, 90), prefect.logs()
+        yield prefect
+    finally:
+        prefect.stop()
+
+
+def test_without_a_server_the_sweep_says_so(repository, tmp_path):
+    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "flows.sweep"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no Prefect server answers at") and done.stderr.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +76,14 @@ def finished(repository, tmp_path_factory):
         pytest.param("ray", marks=pytest.mark.scale),
     ],
 )
-def test_every_runner_gives_the_points_of_the_stage(runner, repository, finished, tmp_path):
+def test_every_runner_gives_the_points_of_the_stage(runner, repository, finished, server, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "project")
     names = ("reference", "clp-full", "rewarded-soups")
     before = {name: pd.read_parquet(folder / "results" / name / "results.parquet") for name in names}
     shutil.rmtree(folder / "results")
     assert set(json.loads(run(folder, "dvc", "status", "--json").stdout)) >= {"evaluate_reference", "evaluate@clp-full"}
     options = ["--workspace", str(folder), "--runner", runner, "--workers", "2", "--block", "2"]
-    done = run(repository, "flows.sweep", *options)
+    done = run(repository, "flows.sweep", *options, env=server.environment)
     assert f"5 blocks on 2 workers ({runner})" in done.stdout + done.stderr
     for name, rows in before.items():
         pd.testing.assert_frame_equal(pd.read_parquet(folder / "results" / name / "results.parquet"), rows)
