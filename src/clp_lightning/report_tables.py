@@ -30,10 +30,16 @@ def print_table(comparison: Mapping[str, Any], console: Console, *, points: bool
             console.print(_points_table(comparison, title, rewards=True, monitors=False))
             console.print(_points_table(comparison, "Monitored, never optimized", rewards=False, monitors=True))
         console.print(f"w = {' : '.join(objectives)}. Rewards are standardized, higher is better.", style="dim")
+    title = "Methods" if points or len(methods) <= FEW else f"Run {comparison['run']}"
+    if console.width >= WIDE and len(objectives) <= 2:
+        console.print(_methods_table(comparison, title, measures=True, costs=True))
+    else:
+        console.print(_methods_table(comparison, title, measures=True, costs=False))
+        console.print(_methods_table(comparison, "Costs", measures=False, costs=True))
     console.print(
-        _methods_table(comparison, "Methods" if points or len(methods) <= FEW else f"Run {comparison['run']}")
+        "tau: does more weight buy more reward? 1 always, 0 never (Kendall). passes: of the model, per token.",
+        style="dim",
     )
-    console.print("tau: does more weight buy more reward? 1 always, 0 never (Kendall).", style="dim")
     for baseline in BASELINES:
         if len(methods) > FEW and any(method["method"] == baseline for method in methods):
             console.print(_against_table(comparison, baseline))
@@ -107,24 +113,26 @@ def _seed_difference(result: Mapping[str, Any], method: str, baseline: str) -> s
     return "–"
 
 
-def _methods_table(comparison: Mapping[str, Any], title: str) -> Table:
+def _methods_table(comparison: Mapping[str, Any], title: str, *, measures: bool, costs: bool) -> Table:
+    """A row per method, with the columns that are asked for."""
     objectives = comparison["objectives"]
     table = Table(title=title, **_LOOK)
+    names = [*(("hypervolume", *(f"tau {name}" for name in objectives)) if measures else ())]
+    names += [*(("rollouts", "train", "passes", "parameters", "models") if costs else ())]
     table.add_column("method", no_wrap=True)
-    table.add_column("hypervolume", justify="right", no_wrap=True)
-    for name in objectives:
-        table.add_column(f"tau\n{name}", justify="right", overflow="fold", max_width=9)
-    for name in ("rollouts", "train", "passes", "parameters", "models"):
-        table.add_column(name, justify="right")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=not name.startswith("tau"))
     for method in comparison["methods"]:
         cost, taus = method["cost"], method["steerability"]
-        table.add_row(
-            method["method"],
+        measured = [
             _with_interval(method["hypervolume"], method["hypervolume_interval"]),
             *(f"{taus[name]:.2f}" if name in taus else "–" for name in objectives),
-            *(_count(cost["rollouts"]), _seconds(cost["train_seconds"]), _count(cost["forward_passes_per_token"])),
-            *(_count(cost["stored_parameters"]), _count(cost["models"])),
-        )
+        ]
+        spent = [
+            _count(cost["rollouts"]), _seconds(cost["train_seconds"]), _count(cost["forward_passes_per_token"]),
+            _count(cost["stored_parameters"]), _count(cost["models"]),
+        ]  # fmt: skip
+        table.add_row(method["method"], *(measured if measures else ()), *(spent if costs else ()))
     return table
 
 
