@@ -5,6 +5,7 @@ interrupted continues, and who sampled a point changes nothing about it.
 """
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -30,11 +31,21 @@ def sample_block(method: str, indices: list[int], workspace: str, threads: int) 
     """Sample some weightings of one method; those that have their file already are left as they are."""
     import torch
 
-    from clp_lightning import method_stages
+    from clp_lightning.evaluation import sample
 
     torch.set_num_threads(threads)
+    contestant, points = _opened(method, workspace)
     with contextlib.chdir(workspace):
-        method_stages.sample(load_config(), method, indices)
+        sample(contestant.policy, points, indices)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(method: str, workspace: str) -> Any:
+    """Load a method once for all blocks of it that this worker gets in a row."""
+    from clp_lightning import method_stages
+
+    with contextlib.chdir(workspace):
+        return method_stages.sweep(load_config(), method)
 
 
 @flow(name="sweep")
@@ -69,14 +80,13 @@ def sweep(workspace: str = ".", runner: str = "processes", workers: int = 2, blo
 
 
 def blocks(config: Config, methods: list[str], size: int) -> Iterator[tuple[str, list[int]]]:
-    """Yield (method, indices of weightings), the methods' blocks in turns so that each starts early."""
+    """Yield (method, indices of weightings), method by method: a worker that goes on with one need not load it again."""
     from clp_lightning.methods import weightings
 
-    counts = {method: 1 if (grid := weightings(config, method)) is None else len(grid) for method in methods}
-    for start in range(0, max(counts.values(), default=0), size):
-        for method, count in counts.items():
-            if start < count:
-                yield method, list(range(start, min(start + size, count)))
+    for method in methods:
+        count = 1 if (grid := weightings(config, method)) is None else len(grid)
+        for start in range(0, count, size):
+            yield method, list(range(start, min(start + size, count)))
 
 
 def outdated(workspace: str) -> list[str]:

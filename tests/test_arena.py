@@ -102,7 +102,7 @@ def test_one_model_per_listed_weighting(arena):
     assert points.to_numpy().tolist() == [[1.0, 0.0], [0.25, 0.75]]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        contestant, _ = method_stages._sweep(config, "morlhf")
+        contestant, _ = method_stages.sweep(config, "morlhf")
     assert contestant.cost["models"] == 2
     with pytest.raises(
         UsageError, match=r"no model for informativeness=0\.5,brevity=0\.5; this policy holds one for each of"

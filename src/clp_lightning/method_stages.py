@@ -80,10 +80,10 @@ def evaluate(config: Config, method: str) -> None:
     from clp_lightning.rewards import Monitors
 
     started = time.monotonic()
-    contestant, sweep = _sweep(config, method)
+    contestant, points = sweep(config, method)
     scale = read_json(files.NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
     monitors = Monitors.from_config(config)
-    frame = sweep_and_score(contestant.policy, sweep, method=method, monitors=monitors, normalization=scale)
+    frame = sweep_and_score(contestant.policy, points, method=method, monitors=monitors, normalization=scale)
     summary = {
         "method": method,
         "objectives": list(config.objectives),
@@ -103,18 +103,10 @@ def evaluate(config: Config, method: str) -> None:
             shutil.copyfile(curve, beside / "training_curve.csv")
     columns = [name for name in frame.columns if name.startswith(("reward:", "monitor:"))]
     files.metrics(f"evaluate-{method}", {name: float(frame[name].mean()) for name in columns})
-    files.remove(sweep.parts)
+    files.remove(points.parts)
 
 
-def sample(config: Config, method: str, indices: list[int]) -> None:
-    """Sample some of a method's weightings (by their place in the grid), for `evaluate` to find."""
-    from clp_lightning.evaluation import sample as sample_points
-
-    contestant, sweep = _sweep(config, method)
-    sample_points(contestant.policy, sweep, indices)
-
-
-def _sweep(config: Config, method: str) -> Any:
+def sweep(config: Config, method: str) -> Any:
     """Return the contestant and its sweep; the parts of a sweep lie where the same inputs find them again."""
     from clp_lightning import methods
     from clp_lightning.evaluation import Sweep
@@ -133,7 +125,7 @@ def _sweep(config: Config, method: str) -> Any:
         config.training.alpha,
         row,
     )
-    sweep = Sweep(
+    points = Sweep(
         prompts=test.sample(min(settings.prompts, len(test)), random_state=config.seed).reset_index(drop=True),
         weightings=contestant.weightings,
         rewards=RewardSet.from_config(config, Path("."), files.NORMALIZATION),
@@ -145,7 +137,7 @@ def _sweep(config: Config, method: str) -> Any:
         # the strongest steering that a policy conditioned on alpha was trained for
         alpha=config.training.alpha if contestant.policy.takes_alpha else None,
     )
-    return contestant, sweep
+    return contestant, points
 
 
 def _weights(config: Config, method: str) -> Path:

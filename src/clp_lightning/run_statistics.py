@@ -39,11 +39,11 @@ def statistics(
         metrics.append((method, "cardinality", None, frontier.nondominated(means[method][0]).sum(), None, None))
     for f in found:
         metrics += _steering(f, means[f.method], objectives, bootstrap)
-    pairs = {(a, b): _dominated(means[a], means[b]) for a, b in itertools.permutations(means, 2)}
+    pairs = {(a, b): _over(frontier.dominated_share, means[a], means[b]) for a, b in itertools.permutations(means, 2)}
     for (a, b), shares in pairs.items():
         metrics.append((a, "dominated_share", b, shares[0], *bootstrap.percentiles(shares)))
         metrics.append((a, "dominates_all", b, float((shares[1:] == 1).mean()), None, None))
-        epsilon = _over(lambda p, q: frontier.epsilon_indicator(p, q), means[a], means[b])
+        epsilon = _over(frontier.epsilon_indicator, means[a], means[b])
         metrics.append((a, "epsilon", b, epsilon[0], *bootstrap.interval(epsilon)))
     metrics += _win_rates(found, bootstrap)
     return {
@@ -127,10 +127,6 @@ def _comparisons(
             rows.append((a, b, name, ahead[0], *bootstrap.interval(ahead), bootstrap.probability(ahead)))
     columns = ["method_a", "method_b", "statistic", "difference", "low", "high", "probability"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _dominated(a: Array, b: Array) -> Array:
-    return _over(frontier.dominated_share, a, b)
 
 
 def _over(measure: Callable[[Array, Array], float], a: Array, b: Array) -> Array:
