@@ -13,21 +13,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import duckdb
+import numpy as np
 import typer
 
 from clp_lightning.config import Config, load_config
 from clp_lightning.files import write_json
 from clp_lightning.store import Store, publish
 from clp_lightning.store_inputs import MONITORS
-from clp_lightning.weightings import lattice
+from clp_lightning.weightings import grid
+
+
+def _grid(config: Config) -> np.ndarray:
+    settings = config.evaluation
+    return grid(len(config.objectives), settings.weightings, off_grid=settings.off_grid, seed=config.seed)
 
 
 def write_results(folder: Path, config: Config, prompts: int) -> None:
     """Write every method's results: deterministic pseudo-random rewards and texts of the usual length."""
-    objectives, grid = config.objectives, lattice(len(config.objectives), config.evaluation.weightings)
+    objectives, points = config.objectives, _grid(config)
     connection = duckdb.connect()
     for number, method in enumerate(config.compared):
-        rows = [None] if method == "reference" else grid.tolist()
+        rows = [None] if method == "reference" else points.tolist()
         (folder / method).mkdir(parents=True)
         weights = "([" + ", ".join("NULL" if row is None else str(row) for row in rows) + "]::DOUBLE[][])"
         columns = [
@@ -65,7 +71,7 @@ def _publish(folder: Path, config: Config, told: Any) -> None:
 def main(rows: Annotated[int, typer.Option(help="Per-prompt rows of all methods together.")] = 10_000_000) -> None:
     """Measure publication and queries."""
     config = load_config("recipes/arena.yaml")
-    points = 1 + (len(config.compared) - 1) * config.evaluation.weightings
+    points = 1 + (len(config.compared) - 1) * len(_grid(config))
     prompts = rows // points
     context = multiprocessing.get_context("spawn")  # a process of its own: its peak memory is that of publication
     with tempfile.TemporaryDirectory() as name:

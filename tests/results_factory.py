@@ -45,6 +45,9 @@ def write_method(folder: Path, config: Config, method: str, reach: float, *, noi
     random = np.random.default_rng(seed)
     objectives, prompts = config.objectives, config.evaluation.prompts
     grid = lattice(len(objectives), config.evaluation.weightings)
+    if config.evaluation.off_grid:
+        beside = np.random.default_rng(config.seed).dirichlet(np.ones(len(objectives)), config.evaluation.off_grid)
+        grid = np.concatenate([grid, beside])
     rows = []
     for weighting_id, w in enumerate([None] if method == "reference" else grid):
         centre = np.zeros(len(objectives)) if w is None else reach * np.sqrt(w)

@@ -74,6 +74,14 @@ def test_metrics_do_not_depend_on_the_order_of_points(values, data):
         assert metric(values[order]) == pytest.approx(metric(values), abs=1e-9)
 
 
+def test_off_grid_regret_by_hand():
+    w, reached = [[1, 0], [0.25, 0.75], [0.5, 0.5], [0, 1]], [[4, 0], [1, 2], [1, 1], [0, 4]]
+    # on the grid: (4, 0), (0, 4). At (.25, .75): best 3, own 1.75, lacks 1.25; at (.5, .5): best 2, own 1, lacks 1; mean 1.125
+    assert frontier.off_grid_regret(w, reached, [True, False, False, True]) == 1.125
+    # a policy that is ahead of the whole grid there has less than none: best 2, own 3
+    assert frontier.off_grid_regret([[1, 0], [0.5, 0.5]], [[4, 0], [3, 3]], [True, False]) == -1
+
+
 def test_worst_objective_is_the_best_floor():
     # floors 0, 1, -2
     assert frontier.worst_objective([[5, 0], [1, 2], [-2, 9]]) == 1
@@ -109,6 +117,7 @@ def test_win_rate_counts_prompts_at_equal_weightings():
         lambda: frontier.worst_objective(np.zeros((0, 2))),
         lambda: frontier.mean_inner_product([[1, 0]], [[1, 2], [3, 4]]),
         lambda: frontier.violations([0, 1], [1, 2, 3]),
+        lambda: frontier.off_grid_regret([[1, 0]], [[1, 2]], [True]),
         lambda: frontier.wins([[1, 0]], np.zeros((1, 2, 2)), np.zeros((1, 3, 2))),
         lambda: frontier.wins([[1, 0]], np.full((1, 2, 2), np.nan), np.zeros((1, 2, 2))),
         lambda: frontier.expected_utility([[1, 0]], [[np.nan, 0]]),

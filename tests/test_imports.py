@@ -84,7 +84,7 @@ def test_imports_run_one_way(module):
     if module in ORACLE:
         allowed = {"frontier"}
     if module in STORE:
-        allowed = STORE | CONFIG | {"frontier", "bootstrap", "files", "errors"}
+        allowed = STORE | CONFIG | {"frontier", "weightings", "bootstrap", "files", "errors"}
     assert uses <= allowed
 
 

@@ -155,6 +155,23 @@ def test_three_objectives_and_several_samples_of_a_prompt(tmp_path):
     assert len(store.texts(run, "service-000")) == 1 + 2 * 15 + 15
 
 
+def test_steering_between_the_points_of_the_grid_is_measured(tmp_path):
+    between = config().evaluation.model_dump() | {"off_grid": 3}
+    parameters = config(evaluation=between)
+    run = publish(write_results(tmp_path / "results", parameters), tmp_path / "frontier.duckdb", parameters)
+    store = Store(tmp_path / "frontier.duckdb")
+    metrics, points = store.metrics(run), store.points(run)
+    # the factory's rewards at w are reach sqrt(w): what the best v of the grid has more in w.R, sum w (sqrt(v) - sqrt(w))
+    own = points[points.method == "clp-full"]
+    w = own[[f"w:{name}" for name in parameters.objectives]].to_numpy()
+    off = ~np.isclose(w * 4, np.round(w * 4)).all(1)
+    assert off.sum() == 3 and len(w) == 8
+    expected = np.mean([max(x @ np.sqrt(v) for v in w[~off]) - x @ np.sqrt(x) for x in w[off]])
+    row = metrics[(metrics.method == "clp-full") & (metrics.metric == "off_grid_regret")].iloc[0]
+    assert row.value == pytest.approx(expected, abs=1e-9) and row.low < row.value < row.high
+    assert "off_grid_regret" not in set(metrics[metrics.method == "reference"].metric)
+
+
 def test_a_method_without_results_is_left_out_by_name_and_the_rest_is_usable(project):
     shutil.rmtree(project / "results" / "rewarded-soups")
     store = Store(project / "frontier.duckdb")

@@ -48,6 +48,18 @@ def test_lattice_has_the_number_of_compositions(objectives, points):
     np.testing.assert_allclose(grid.sum(1), 1)
 
 
+@given(st.integers(1, 4), st.integers(2, 5), st.integers(0, 6), st.integers(0, 99))
+def test_a_grid_holds_the_lattice_and_what_is_drawn_beside_it(objectives, points, off_grid, seed):
+    grid = weightings.grid(objectives, points, off_grid=off_grid, seed=seed)
+    lattice = weightings.lattice(objectives, points)
+    on = weightings.on_lattice(grid, points)
+    np.testing.assert_array_equal(grid[on], lattice)
+    # one objective has a single weighting, which is on the lattice
+    assert len(grid) == len(lattice) + (off_grid if objectives > 1 else 0)
+    np.testing.assert_allclose(grid.sum(1), 1)
+    assert grid.tolist() == sorted(grid.tolist())
+
+
 @given(st.integers(0, 1000), st.floats(0.05, 5), st.integers(1, 5))
 def test_dirichlet_draws_lie_on_the_simplex(seed, concentration, objectives):
     drawn = weightings.dirichlet(np.random.default_rng(seed), 7, objectives, concentration=concentration)

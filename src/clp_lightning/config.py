@@ -126,6 +126,7 @@ class Evaluation(Section):
     """The sweep on unseen services and its statistics."""
 
     weightings: Annotated[int, Field(ge=2)]  # points per edge of the lattice on the simplex
+    off_grid: Annotated[int, Field(ge=0)]  # weightings drawn at random between them: does steering hold there?
     prompts: Annotated[int, Field(ge=2)]
     samples_per_prompt: Positive
     batch_size: Positive

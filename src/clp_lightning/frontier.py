@@ -92,7 +92,7 @@ def expected_utility(weightings: ArrayLike, points: ArrayLike) -> float:
 
     Zintgraf et al. 2015. Never below `mean_inner_product` of the same points. Raises `ClpError` on NaN.
     """
-    return float((_points(weightings) @ _some(points).T).max(1).mean())
+    return float((_some(weightings) @ _some(points).T).max(1).mean())
 
 
 def mean_inner_product(weightings: ArrayLike, points: ArrayLike) -> float:
@@ -101,6 +101,17 @@ def mean_inner_product(weightings: ArrayLike, points: ArrayLike) -> float:
     if w.shape != points.shape or not len(w):
         raise ClpError(f"each point needs its weighting: shapes {w.shape} and {points.shape}")
     return float((w * points).sum(1).mean())
+
+
+def off_grid_regret(weightings: ArrayLike, points: ArrayLike, on_grid: ArrayLike) -> float:
+    """Mean over the weightings off the grid of what the best point on it has more in `w.R` than the policy's own point there.
+
+    `weightings` and `points` [N, K], `on_grid` bool [N], some of each kind. At or below 0 the policy is steered between the
+    grid's points as well as at them. Raises `ClpError` on NaN.
+    """
+    w, points, on = _points(weightings), _points(points), np.asarray(on_grid, dtype=bool)
+    off = w[~on]
+    return expected_utility(off, points[on]) - mean_inner_product(off, points[~on])
 
 
 def worst_objective(points: ArrayLike) -> float:

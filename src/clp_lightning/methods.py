@@ -13,7 +13,7 @@ from clp_lightning.files import read_json
 from clp_lightning.loading import load_base
 from clp_lightning.merging import MergedPolicy
 from clp_lightning.policy import SteerablePolicy
-from clp_lightning.weightings import lattice
+from clp_lightning.weightings import grid
 
 FREE = {"rollouts": 0, "generated_tokens": 0, "train_seconds": 0.0, "stored_parameters": 0, "models": 1}
 
@@ -32,35 +32,38 @@ def weightings(config: Config, name: str) -> np.ndarray | None:
     if name == REFERENCE:
         return None
     listed = config.methods[name].listed(config.objectives) if name in config.methods else None
-    return lattice(len(config.objectives), config.evaluation.weightings) if listed is None else listed
+    if listed is not None:
+        return listed
+    settings = config.evaluation
+    return grid(len(config.objectives), settings.weightings, off_grid=settings.off_grid, seed=config.seed)
 
 
 def load(config: Config, name: str, models: Path) -> Contestant:
     """Load a method of `params.yaml`, or the reference policy, from `models`; raises `UsageError` for unknown names."""
     if name not in config.compared:
         raise UsageError(f"method {name!r}: not in params.yaml, which compares {', '.join(config.compared)}")
-    grid = weightings(config, name)
+    points = weightings(config, name)
     if name == REFERENCE:
-        return Contestant(_reference(config, models), grid, FREE | {"forward_passes_per_token": 1}, 1)
+        return Contestant(_reference(config, models), points, FREE | {"forward_passes_per_token": 1}, 1)
     if name in config.methods:
-        return Contestant(SteerablePolicy.from_pretrained(models / name), grid, _cost(models / name, 1), 1)
+        return Contestant(SteerablePolicy.from_pretrained(models / name), points, _cost(models / name, 1), 1)
     row = config.derived[name]
     folder = models / row.of
     match row.decoding:
         case LogitMixing():
             policy = SteerablePolicy.from_pretrained(folder, mixture=mixing.experts)
-            return Contestant(policy, grid, _cost(folder, len(config.objectives)), 1)
+            return Contestant(policy, points, _cost(folder, len(config.objectives)), 1)
         case Dera(strength=strength):
             policy = SteerablePolicy.from_pretrained(folder, mixture=mixing.reference(strength))
-            return Contestant(policy, grid, _cost(folder, 2), 1)
+            return Contestant(policy, points, _cost(folder, 2), 1)
         case Merged():
             merged = MergedPolicy.from_pretrained(folder)
             assert isinstance(merged, MergedPolicy)
             merged.operator, merged.seed = row.decoding, config.training.seed
-            return Contestant(merged, grid, _cost(folder, 1), 1)
+            return Contestant(merged, points, _cost(folder, 1), 1)
         case BestOf(samples=samples):
             cost = FREE | {"forward_passes_per_token": samples}
-            return Contestant(_reference(config, models), grid, cost, samples)
+            return Contestant(_reference(config, models), points, cost, samples)
 
 
 def _reference(config: Config, models: Path) -> SteerablePolicy:

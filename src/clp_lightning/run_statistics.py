@@ -9,8 +9,10 @@ import pandas as pd
 
 from clp_lightning import frontier
 from clp_lightning.bootstrap import Bootstrap
+from clp_lightning.config import Evaluation
 from clp_lightning.frontier import Array
 from clp_lightning.store_inputs import MethodResults
+from clp_lightning.weightings import on_lattice
 
 Rows = list[tuple[Any, ...]]
 # Measures of which more is better: those that two methods are compared by.
@@ -18,7 +20,7 @@ LARGER_IS_BETTER = ("hypervolume", "expected_utility", "mean_inner_product", "wo
 
 
 def statistics(
-    found: Sequence[MethodResults], objectives: Sequence[str], reference_point: Sequence[float], draws: int, seed: int
+    found: Sequence[MethodResults], objectives: Sequence[str], settings: Evaluation, seed: int
 ) -> dict[str, pd.DataFrame]:
     """Points, metrics and comparisons of a run with 95 % intervals from one paired bootstrap over prompts.
 
@@ -26,12 +28,12 @@ def statistics(
     docs/metrics.md defines each) and `comparisons` (method_a minus method_b; `probability` is the share of resamples in which a
     is ahead, ties count half). The intervals cover the choice of prompts, not the spread between training runs.
     """
-    bootstrap = Bootstrap(found[0].rewards.shape[1], draws, seed)
+    bootstrap = Bootstrap(found[0].rewards.shape[1], settings.bootstrap_draws, seed)
     together = bootstrap.means(np.concatenate([f.rewards for f in found]))
     ends = np.cumsum([len(f.rewards) for f in found])[:-1]
     means = {f.method: part for f, part in zip(found, np.split(together, ends, axis=1), strict=True)}  # [R, N, K]
     union = frontier.union_frontier(m[0] for m in means.values())
-    measured = {f.method: _measure(f, means[f.method], reference_point, union) for f in found}
+    measured = {f.method: _measure(f, means[f.method], settings, union) for f in found}
     metrics: Rows = []
     for method, values in measured.items():
         for name, versions in values.items():
@@ -53,8 +55,9 @@ def statistics(
     }
 
 
-def _measure(found: MethodResults, means: Array, reference_point: Sequence[float], union: Array) -> dict[str, Array]:
+def _measure(found: MethodResults, means: Array, settings: Evaluation, union: Array) -> dict[str, Array]:
     """Metrics of one method on all versions of the prompts, [R] each."""
+    reference_point = [settings.reference_point] * means.shape[-1]
     measures: dict[str, Callable[[Array], float]] = {
         "hypervolume": lambda points: frontier.hypervolume(points, reference_point),
         "igd_plus": lambda points: frontier.igd_plus(points, union),
@@ -64,6 +67,9 @@ def _measure(found: MethodResults, means: Array, reference_point: Sequence[float
     if (weightings := found.weightings) is not None:
         measures["expected_utility"] = lambda points: frontier.expected_utility(weightings, points)
         measures["mean_inner_product"] = lambda points: frontier.mean_inner_product(weightings, points)
+        on = on_lattice(weightings, settings.weightings)
+        if on.any() and not on.all():
+            measures["off_grid_regret"] = lambda points: frontier.off_grid_regret(weightings, points, on)
     return {name: np.array([measure(points) for points in means]) for name, measure in measures.items()}
 
 

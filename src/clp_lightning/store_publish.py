@@ -73,7 +73,7 @@ def _frames(found: list[MethodResults], problems: dict[str, str], config: Config
     first = found[0].summary
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     reference_point = [config.evaluation.reference_point] * len(config.objectives)
-    measured = statistics(found, config.objectives, reference_point, config.evaluation.bootstrap_draws, config.seed)
+    measured = statistics(found, config.objectives, config.evaluation, config.seed)
     costs = {f.method: f.summary["cost"] for f in found}
     spent = [cost.get(key) or 0.0 for cost in costs.values() for key in ("train_seconds", "evaluate_seconds")]
     run = {

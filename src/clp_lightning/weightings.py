@@ -99,6 +99,22 @@ def lattice(objectives: int, points_per_edge: int) -> np.ndarray:
     return np.array(rows, dtype=np.float64) / steps
 
 
+def grid(objectives: int, points_per_edge: int, *, off_grid: int, seed: int) -> np.ndarray:
+    """Return the lattice and `off_grid` weightings drawn uniformly from the simplex, float64 [N, K], in ascending order.
+
+    One objective has a single weighting, so that there is none beside it.
+    """
+    drawn = dirichlet(np.random.default_rng(seed), off_grid, objectives, concentration=1.0)
+    between = drawn[~on_lattice(drawn, points_per_edge)]
+    return np.unique(np.concatenate([lattice(objectives, points_per_edge), between]), axis=0)
+
+
+def on_lattice(weightings: np.ndarray, points_per_edge: int) -> np.ndarray:
+    """Mark the weightings [N, K] that lie on the lattice -> bool [N]."""
+    steps = weightings * (points_per_edge - 1)
+    return np.asarray((np.abs(steps - np.round(steps)) < 1e-6).all(-1))
+
+
 def dirichlet(rng: np.random.Generator, count: int, objectives: int, *, concentration: float) -> np.ndarray:
     """Draw [count, K] weightings from Dirichlet(concentration, ..., concentration); 1 is uniform, less favours corners."""
     return rng.dirichlet(np.full(objectives, concentration), size=count)
