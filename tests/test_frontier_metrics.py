@@ -1,5 +1,6 @@
 """Metrics of frontiers beside the hypervolume: golden values by hand, definitions as second implementations, properties."""
 
+import moocore
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,6 +26,28 @@ def test_epsilon_agrees_with_its_definition(sets):
     a, b = sets
     expected = max(min(max(target - point) for point in a) for target in b)
     assert frontier.epsilon_indicator(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+@given(two_sets)
+def test_epsilon_is_moocores(sets):
+    a, b = sets
+    assert frontier.epsilon_indicator(a, b) == pytest.approx(moocore.epsilon_additive(a, b, maximise=True), abs=1e-12)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 3))
+def test_many_sets_at_once_are_each_set_alone(seed, objectives):
+    rng = np.random.default_rng(seed)
+    many, others = rng.integers(-2, 3, (4, 5, objectives)), rng.integers(-2, 3, (4, 3, objectives))  # with ties
+    w, on = rng.dirichlet(np.ones(objectives), 5), np.array([True, False, True, True, False])
+    for metric in (
+        frontier.worst_objective,
+        lambda p: frontier.expected_utility(w, p),
+        lambda p: frontier.mean_inner_product(w, p),
+        lambda p: frontier.off_grid_regret(w, p, on),
+    ):
+        np.testing.assert_allclose(metric(many), [metric(each) for each in many], atol=1e-12)
+    for metric in (frontier.dominated_share, frontier.epsilon_indicator):
+        np.testing.assert_allclose(metric(many, others), [metric(*pair) for pair in zip(many, others, strict=True)])
 
 
 @given(two_sets)

@@ -1,9 +1,11 @@
 """Frontiers of mean rewards: non-dominated sets, hypervolume, dominance, steerability.
 
-Pure functions of numpy arrays. All objectives are maximized. N points, P prompts, K objectives.
+Pure functions of numpy arrays. All objectives are maximized. N points, P prompts, K objectives. Where points are [..., N, K], the
+statistic is of every set along the leading axes at once: a bootstrap has thousands.
 """
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 
 import moocore
 import numpy as np
@@ -20,7 +22,7 @@ def nondominated(points: ArrayLike) -> NDArray[np.bool_]:
     `points` [N, K] -> [N]. A point dominates another if it is nowhere worse and somewhere better, so equal points do
     not dominate each other. Raises `ClpError` on NaN.
     """
-    points = _points(points)
+    points = _set(points)
     if len(points) == 0:
         return np.zeros(0, dtype=bool)
     return np.asarray(moocore.is_nondominated(points, maximise=True, keep_weakly=True), dtype=bool)
@@ -32,7 +34,7 @@ def hypervolume(points: ArrayLike, reference_point: ArrayLike) -> float:
     `points` [N, K], `reference_point` [K]. Points that are not above the reference point in every objective contribute
     nothing; no points have volume 0. Raises `ClpError` on NaN or when the two disagree about K.
     """
-    points, reference = _points(points), np.atleast_1d(_finite(reference_point, "the reference point"))
+    points, reference = _set(points), np.atleast_1d(_finite(reference_point, "the reference point"))
     if reference.shape != (points.shape[1],):
         raise ClpError(f"points have {points.shape[1]} objectives, the reference point has {reference.size}")
     if len(points) == 0:
@@ -40,24 +42,27 @@ def hypervolume(points: ArrayLike, reference_point: ArrayLike) -> float:
     return float(moocore.hypervolume(points, ref=reference, maximise=True))
 
 
-def dominated_share(a: ArrayLike, b: ArrayLike) -> float:
-    """Share of B's points that at least one of A's points dominates, 0..1 (the C-metric without ties).
+def dominated_share(a: ArrayLike, b: ArrayLike) -> Array:
+    """Share of B's points that at least one of A's points dominates, 0..1 (the C-metric without ties) -> [...].
 
-    `a` [N, K], `b` [M, K]; no points in B give 0. Raises `ClpError` on NaN.
+    `a` [..., N, K], `b` [..., M, K]; no points in B give 0. Raises `ClpError` on NaN.
     """
     a, b = _points(a), _points(b)
-    if len(b) == 0:
-        return 0.0
-    above = a[:, None, :] - b[None, :, :]  # [N, M, K]
-    return float(((above >= 0).all(-1) & (above > 0).any(-1)).any(0).mean())
+    if not b.shape[-2]:
+        return np.zeros(b.shape[:-2])
+    nowhere_worse: NDArray[np.bool_] = functools.reduce(np.logical_and, (x >= y for x, y in _columns(a, b)))
+    somewhere_better: NDArray[np.bool_] = functools.reduce(np.logical_or, (x > y for x, y in _columns(a, b)))
+    return np.asarray((nowhere_worse & somewhere_better).any(-2).mean(-1))
 
 
-def epsilon_indicator(a: ArrayLike, b: ArrayLike) -> float:
-    """Least shift of every objective after which A weakly dominates all of B; below 0 if it does so with room to spare.
+def epsilon_indicator(a: ArrayLike, b: ArrayLike) -> Array:
+    """Least shift of every objective after which A weakly dominates all of B; below 0 if it does so with room to spare -> [...].
 
-    `a` [N, K], `b` [M, K], both with points; additive epsilon (Zitzler et al. 2003), from moocore. Raises `ClpError` on NaN.
+    `a` [..., N, K], `b` [..., M, K], both with points; additive epsilon (Zitzler et al. 2003). moocore has it for one pair of
+    sets, and is the check. Raises `ClpError` on NaN.
     """
-    return float(moocore.epsilon_additive(_some(a), _some(b), maximise=True))
+    shift: Array = functools.reduce(np.maximum, (y - x for x, y in _columns(_some(a), _some(b))))  # [..., N, M]
+    return np.asarray(shift.min(-2).max(-1))
 
 
 def igd_plus(points: ArrayLike, target: ArrayLike) -> float:
@@ -70,7 +75,7 @@ def igd_plus(points: ArrayLike, target: ArrayLike) -> float:
 
 def union_frontier(sets: Iterable[ArrayLike]) -> Array:
     """Return the non-dominated points [M, K] of several sets [N, K] together."""
-    together = np.concatenate([_points(points) for points in sets])
+    together = np.concatenate([_set(points) for points in sets])
     return together[nondominated(together)]
 
 
@@ -87,36 +92,36 @@ def attainment(sets: Sequence[ArrayLike], share: float) -> Array:
     return -np.asarray(surface[:, :-1], dtype=np.float64)
 
 
-def expected_utility(weightings: ArrayLike, points: ArrayLike) -> float:
-    """EUM: mean over weightings [W, K] of the best `w.R` among points [N, K], as if a user chose the best for each w.
+def expected_utility(weightings: ArrayLike, points: ArrayLike) -> Array:
+    """EUM: mean over weightings [W, K] of the best `w.R` among points [..., N, K], as if a user chose the best for each w.
 
     Zintgraf et al. 2015. Never below `mean_inner_product` of the same points. Raises `ClpError` on NaN.
     """
-    return float((_some(weightings) @ _some(points).T).max(1).mean())
+    return np.asarray((_some(points) @ _some(weightings).T).max(-2).mean(-1))
 
 
-def mean_inner_product(weightings: ArrayLike, points: ArrayLike) -> float:
-    """Mean of `w.R(w)` over weightings [N, K] and the points [N, K] that the policy reaches when given them."""
+def mean_inner_product(weightings: ArrayLike, points: ArrayLike) -> Array:
+    """Mean of `w.R(w)` over weightings [N, K] and the points [..., N, K] that the policy reaches when given them."""
     w, points = _points(weightings), _points(points)
-    if w.shape != points.shape or not len(w):
+    if w.shape != points.shape[-2:] or not len(w):
         raise ClpError(f"each point needs its weighting: shapes {w.shape} and {points.shape}")
-    return float((w * points).sum(1).mean())
+    return np.asarray(np.tensordot(points, w, 2) / len(w))
 
 
-def off_grid_regret(weightings: ArrayLike, points: ArrayLike, on_grid: ArrayLike) -> float:
+def off_grid_regret(weightings: ArrayLike, points: ArrayLike, on_grid: ArrayLike) -> Array:
     """Mean over the weightings off the grid of what the best point on it has more in `w.R` than the policy's own point there.
 
-    `weightings` and `points` [N, K], `on_grid` bool [N], some of each kind. At or below 0 the policy is steered between the
-    grid's points as well as at them. Raises `ClpError` on NaN.
+    `weightings` [N, K], `points` [..., N, K], `on_grid` bool [N], some of each kind. At or below 0 the policy is steered
+    between the grid's points as well as at them. Raises `ClpError` on NaN.
     """
     w, points, on = _points(weightings), _points(points), np.asarray(on_grid, dtype=bool)
     off = w[~on]
-    return expected_utility(off, points[on]) - mean_inner_product(off, points[~on])
+    return expected_utility(off, points[..., on, :]) - mean_inner_product(off, points[..., ~on, :])
 
 
-def worst_objective(points: ArrayLike) -> float:
-    """Return the highest floor on offer: the best, over points [N, K], of a point's worst objective."""
-    return float(_some(points).min(1).max())
+def worst_objective(points: ArrayLike) -> Array:
+    """Return the highest floor on offer: the best, over points [..., N, K], of a point's worst objective."""
+    return np.asarray(_some(points).min(-1).max(-1))
 
 
 def sparsity(points: ArrayLike) -> float:
@@ -125,7 +130,7 @@ def sparsity(points: ArrayLike) -> float:
     `points` [N, K], dominated ones are left out. Its authors warn to read it beside the hypervolume only: points far below
     a good frontier can be dense. Raises `ClpError` on NaN.
     """
-    front = _points(points)[nondominated(points)]
+    front = _set(points)[nondominated(points)]
     if len(front) < 2:
         return 0.0
     return float((np.diff(np.sort(front, axis=0), axis=0) ** 2).sum() / (len(front) - 1))
@@ -177,16 +182,30 @@ def _pair(weightings: ArrayLike, rewards: ArrayLike) -> tuple[Array, Array]:
     return x, y
 
 
+def _columns(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield each objective of A [..., N, 1] and B [..., 1, M]: to compare them one by one is faster than a last axis of 2."""
+    for k in range(a.shape[-1]):
+        yield a[..., k][..., :, None], b[..., k][..., None, :]
+
+
+def _set(values: ArrayLike) -> Array:
+    """One set [N, K] for functions that take one at a time."""
+    points = _points(values)
+    if points.ndim != 2:
+        raise ClpError(f"points must have the shape [N, K], not {list(points.shape)}")
+    return points
+
+
 def _some(values: ArrayLike) -> Array:
     points = _points(values)
-    if not len(points):
+    if not points.shape[-2]:
         raise ClpError("no points to measure; a metric of a frontier needs at least one")
     return points
 
 
 def _points(values: ArrayLike) -> Array:
     points = _finite(values, "points")
-    if points.ndim != 2:
+    if points.ndim < 2:
         raise ClpError(f"points must have the shape [N, K], not {list(points.shape)}")
     return points
 

@@ -1,7 +1,7 @@
 """The statistics of one run: points, metrics of every method and pair, and paired differences, with 95 % intervals."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,7 @@ def statistics(
     is ahead, ties count half). The intervals cover the choice of prompts, not the spread between training runs.
     """
     bootstrap = Bootstrap(found[0].rewards.shape[1], settings.bootstrap_draws, seed)
-    together = bootstrap.means(np.concatenate([f.rewards for f in found]))
-    ends = np.cumsum([len(f.rewards) for f in found])[:-1]
-    means = {f.method: part for f, part in zip(found, np.split(together, ends, axis=1), strict=True)}  # [R, N, K]
+    means, rates = _means(found, bootstrap)
     union = frontier.union_frontier(m[0] for m in means.values())
     measured = {f.method: _measure(f, means[f.method], settings, union) for f in found}
     metrics: Rows = []
@@ -41,13 +39,14 @@ def statistics(
         metrics.append((method, "cardinality", None, frontier.nondominated(means[method][0]).sum(), None, None))
     for f in found:
         metrics += _steering(f, means[f.method], objectives, bootstrap)
-    pairs = {(a, b): _over(frontier.dominated_share, means[a], means[b]) for a, b in itertools.permutations(means, 2)}
+    pairs = {(a, b): frontier.dominated_share(means[a], means[b]) for a, b in itertools.permutations(means, 2)}
     for (a, b), shares in pairs.items():
         metrics.append((a, "dominated_share", b, shares[0], *bootstrap.percentiles(shares)))
         metrics.append((a, "dominates_all", b, float((shares[1:] == 1).mean()), None, None))
-        epsilon = _over(frontier.epsilon_indicator, means[a], means[b])
+        epsilon = frontier.epsilon_indicator(means[a], means[b])
         metrics.append((a, "epsilon", b, epsilon[0], *bootstrap.interval(epsilon)))
-    metrics += _win_rates(found, bootstrap)
+    for (a, b), rate in rates.items():
+        metrics.append((a, "win_rate", b, rate[0], *bootstrap.percentiles(rate)))
     return {
         "points": pd.concat([_points(f, means[f.method], bootstrap) for f in found], ignore_index=True),
         "metrics": pd.DataFrame(metrics, columns=["method", "metric", "target", "value", "low", "high"]),
@@ -55,22 +54,38 @@ def statistics(
     }
 
 
+def _means(
+    found: Sequence[MethodResults], bootstrap: Bootstrap
+) -> tuple[dict[str, Array], dict[tuple[str, str], Array]]:
+    """Mean rewards [R, N, K] of every method, and win rates [R] of every pair, from one pass over the resamples.
+
+    The mean over prompts of each prompt's own rate is the rate, so that it can be averaged like a reward.
+    """
+    pairs = list(itertools.permutations(found, 2))
+    wins = {(a.method, b.method): each for a, b in pairs if (each := _wins(a, b)) is not None}  # [P] each
+    flat = [f.rewards.transpose(0, 2, 1).reshape(-1, f.rewards.shape[1]) for f in found]  # [N * K, P]
+    together = bootstrap.means(np.concatenate([*flat, *(each[None] for each in wins.values())])[..., None])[..., 0]
+    *parts, rates = np.split(together, np.cumsum([len(part) for part in flat]), axis=1)
+    means = {f.method: part.reshape(len(part), *f.rewards.shape[::2]) for f, part in zip(found, parts, strict=True)}
+    return means, dict(zip(wins, rates.T, strict=True))
+
+
 def _measure(found: MethodResults, means: Array, settings: Evaluation, union: Array) -> dict[str, Array]:
     """Metrics of one method on all versions of the prompts, [R] each."""
     reference_point = [settings.reference_point] * means.shape[-1]
-    measures: dict[str, Callable[[Array], float]] = {
-        "hypervolume": lambda points: frontier.hypervolume(points, reference_point),
-        "igd_plus": lambda points: frontier.igd_plus(points, union),
-        "worst_objective": frontier.worst_objective,
-        "sparsity": frontier.sparsity,
+    measured = {
+        "hypervolume": np.array([frontier.hypervolume(points, reference_point) for points in means]),
+        "igd_plus": np.array([frontier.igd_plus(points, union) for points in means]),
+        "worst_objective": frontier.worst_objective(means),
+        "sparsity": np.array([frontier.sparsity(points) for points in means]),
     }
     if (weightings := found.weightings) is not None:
-        measures["expected_utility"] = lambda points: frontier.expected_utility(weightings, points)
-        measures["mean_inner_product"] = lambda points: frontier.mean_inner_product(weightings, points)
+        measured["expected_utility"] = frontier.expected_utility(weightings, means)
+        measured["mean_inner_product"] = frontier.mean_inner_product(weightings, means)
         on = on_lattice(weightings, settings.weightings)
         if on.any() and not on.all():
-            measures["off_grid_regret"] = lambda points: frontier.off_grid_regret(weightings, points, on)
-    return {name: np.array([measure(points) for points in means]) for name, measure in measures.items()}
+            measured["off_grid_regret"] = frontier.off_grid_regret(weightings, means, on)
+    return measured
 
 
 def _steering(found: MethodResults, means: Array, objectives: Sequence[str], bootstrap: Bootstrap) -> Rows:
@@ -90,19 +105,6 @@ def _steering(found: MethodResults, means: Array, objectives: Sequence[str], boo
         rows.append((found.method, "range", objective, reach[0], *bootstrap.interval(reach)))
         rows.append((found.method, "violations", objective, float(steps), None, None))
     return rows
-
-
-def _win_rates(found: Sequence[MethodResults], bootstrap: Bootstrap) -> Rows:
-    """Win rates of A over B at the weightings that both were given."""
-    pairs = list(itertools.permutations(found, 2))
-    each = {(a.method, b.method): wins for a, b in pairs if (wins := _wins(a, b)) is not None}
-    if not each:
-        return []
-    # the mean over prompts of each prompt's own rate is the rate, so that a resample is a weighted mean
-    rates = bootstrap.means(np.stack(list(each.values()))[..., None])[..., 0]
-    return [
-        (a, "win_rate", b, rates[0, i], *bootstrap.percentiles(rates[:, i])) for i, (a, b) in enumerate(each)
-    ]  # fmt: skip
 
 
 def _wins(a: MethodResults, b: MethodResults) -> Array | None:
@@ -133,10 +135,6 @@ def _comparisons(
             rows.append((a, b, name, ahead[0], *bootstrap.interval(ahead), bootstrap.probability(ahead)))
     columns = ["method_a", "method_b", "statistic", "difference", "low", "high", "probability"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _over(measure: Callable[[Array, Array], float], a: Array, b: Array) -> Array:
-    return np.array([measure(p, q) for p, q in zip(a, b, strict=True)])
 
 
 def _points(found: MethodResults, means: Array, bootstrap: Bootstrap) -> pd.DataFrame:
