@@ -118,7 +118,7 @@ $(SCALE)/.set-up: $(LOCKS) scale.lock $(STAMP)
 	touch $(SCALE)/.set-up
 
 scale: $(SCALE)/.set-up ## test the evaluation on Dask and Ray workers
-	@$(SCALE)/bin/python -m pytest -m scale $(ARGS)
+	@PATH="$(SCALE)/bin:$$PATH" $(SCALE)/bin/python -m pytest -m scale $(ARGS)
 
 dashboard: $(STAMP) ## show the frontier in a browser
 	@streamlit run dashboard/app.py --server.address=127.0.0.1 --browser.gatherUsageStats=false

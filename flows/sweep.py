@@ -118,7 +118,9 @@ def task_runner(name: str, workers: int) -> TaskRunner[Any]:
             case "ray":
                 from prefect_ray import RayTaskRunner
 
-                return RayTaskRunner(init_kwargs={"num_cpus": workers, "include_dashboard": False})
+                os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+                local = {"num_cpus": workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+                return RayTaskRunner(init_kwargs=local)
     except ImportError as error:
         raise ValueError(
             f"runner {name!r}: {error.name} is not installed; pip install 'clp-lightning[{name}]'"
@@ -147,4 +149,6 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    from flows import sweep as module  # Ray's workers import the task by its module's name, which is not __main__
+
+    typer.run(module.main)

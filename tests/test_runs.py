@@ -38,6 +38,10 @@ def test_runs_that_differ_in_the_training_seed_only_belong_together(store):
     ahead = result["differences"]["clp-full", "rewarded-soups"]
     assert ahead.value == pytest.approx(expected - frontier.hypervolume(0.6 * circle, [-3, -3]))
     assert 0.5 < ahead.probability <= 1
+    # circles of radius 1, 1.1 and 1.2: all runs attain the innermost, half of them the one between
+    for share, reach in ((1.0, 1.0), (0.5, 1.1)):
+        surface = result["attainment"]["clp-full"][share]
+        assert frontier.hypervolume(surface, [-3, -3]) == pytest.approx(frontier.hypervolume(reach * circle, [-3, -3]))
 
 
 def test_runs_on_other_axes_are_refused_with_the_reason(store, tmp_path):

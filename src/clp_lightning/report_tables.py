@@ -79,6 +79,11 @@ def seeds_as_json(result: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": result["seeds"],
         "methods": [{"method": name, **_estimate(value)} for name, value in result["methods"].items()],
         "differences": [{"methods": list(pair), **_estimate(value)} for pair, value in result["differences"].items()],
+        "attainment": [
+            {"method": name, "share": share, "points": surface.tolist()}
+            for name, surfaces in result["attainment"].items()
+            for share, surface in surfaces.items()
+        ],
     }
 
 

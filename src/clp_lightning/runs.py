@@ -69,22 +69,28 @@ def _apart_from_seed(run: Mapping[str, Any]) -> dict[str, Any]:
 def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Hypervolume of every method that all runs have, and of every pair the difference, over their training seeds.
 
-    Returns `seeds`, `methods` (name -> Estimate) and `differences` ((a, b) -> Estimate of a minus b). See `nested`.
+    Returns `seeds`, `methods` (name -> Estimate), `differences` ((a, b) -> Estimate of a minus b; see `nested`) and
+    `attainment`: method -> share of the runs -> the surface [M, K] that so many of them attain (with 2 or 3 objectives).
     """
     first = runs[0]
     names = [set(store.points(run["run_id"]).method) for run in runs]
     methods = [name for name in store.methods(first["run_id"]).method if all(name in there for there in names)]
     bootstrap = Bootstrap(first["prompts"], first["bootstrap_draws"], first["seed"])
-    volumes = {
-        method: np.stack([_volumes(store.per_prompt(run["run_id"], method), first, bootstrap) for run in runs])
-        for method in methods
-    }
+    rewards = {method: [store.per_prompt(run["run_id"], method) for run in runs] for method in methods}
+    volumes = {name: np.stack([_volumes(run, first, bootstrap) for run in each]) for name, each in rewards.items()}
     pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
     return {
         "seeds": [run["training_seed"] for run in runs],
         "methods": {method: nested(values, first["prompts"]) for method, values in volumes.items()},
         "differences": {(a, b): nested(volumes[a] - volumes[b], first["prompts"]) for a, b in pairs},
+        "attainment": {name: _attainment([run.mean(1) for run in each]) for name, each in rewards.items()},
     }
+
+
+def _attainment(points: Sequence[Array]) -> dict[float, Array]:
+    """Return the surfaces [M, K] that half and that all of the runs' points [N, K] attain; none beyond 3 objectives."""
+    shares = (0.5, 1.0) if points[0].shape[-1] in (2, 3) else ()
+    return {share: frontier.attainment(points, share) for share in shares}
 
 
 def against(store: Store, run: str, other: str) -> dict[str, Any]:
