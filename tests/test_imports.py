@@ -16,7 +16,7 @@ CONFIG = {"config", "config_errors", "config_methods", "config_types"}
 PURE = {"errors", "files", "weightings", "losses", "frontier", "bootstrap"} | CONFIG
 ORACLE = {"oracle"}  # numpy and the frontier, nothing else
 STORE = {"store", "store_inputs", "store_publish", "store_schema", "run_statistics", "runs"}
-DATA = {"data"} | STORE | ORACLE
+DATA = {"data", "champion", "promotion"} | STORE | ORACLE
 PARTS = {"base", "baselines", "checkpoints", "experts", "export", "loading", "pairs", "progress", "prompts", "rewards"}
 PARTS |= {"rollout", "trainer", "mixing"}
 POLICY = {"policy", "merging", "methods"}
@@ -32,7 +32,7 @@ SURFACE = {
     "cli",
     "workspace",
 }
-SURFACE |= {"oracle_run", "oracle_report"}
+SURFACE |= {"oracle_run", "oracle_report", "promotion_stage", "cli_champion"}
 LAYERS = [PURE, DATA, PARTS, POLICY, WORK, SURFACE]
 
 HEAVY = {"torch", "transformers", "lightning", "peft", "matplotlib", "scipy", "moocore", "gguf", "botocore"}

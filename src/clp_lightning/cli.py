@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clp_lightning import cli_champion
 from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError, UsageError
 
@@ -200,6 +201,9 @@ def stage(
     from clp_lightning import stages
 
     stages.run(name, load_config(params), method)
+
+
+cli_champion.register(app)
 
 
 def main() -> None:

@@ -134,6 +134,18 @@ class Evaluation(Section):
     reference_point: float  # normalized reward, the same for every objective
 
 
+class Promotion(Section):
+    """When a newly trained policy takes the place of the one in use."""
+
+    method: Name  # the one that is shipped
+    probability: Annotated[float, Field(gt=0.5, lt=1)]  # at least so sure that its hypervolume is the larger one
+    worst_case_margin: Annotated[
+        float, Field(ge=0)
+    ]  # by how much an objective's worst mean reward may fall, standardized
+    max_kl: Annotated[float, Field(gt=0)]  # to the reference policy, nats per response, mean over the weightings
+    max_length_ratio: Annotated[float, Field(gt=1)]  # mean length against the reference policy's, either way
+
+
 class Generation(Section):
     """The prompt and its limits in tokens, for training and use."""
 
@@ -158,6 +170,7 @@ class Config(Section):
     methods: dict[Name, Method]
     derived: dict[Name, Derived]
     evaluation: Evaluation
+    promotion: Promotion
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -166,6 +179,8 @@ class Config(Section):
         if not self.methods:
             raise ValueError("methods: name at least one method to compare with the reference policy")
         check_methods(self.methods, self.derived, self.objectives)
+        if self.promotion.method not in self.methods:
+            raise ValueError(f"promotion.method: no such method; choose one of {', '.join(self.methods)}")
         if self.corpus.validation_services + self.corpus.test_services >= 1:
             raise ValueError("corpus: validation_services and test_services leave nothing to train on; lower them")
         training = self.training

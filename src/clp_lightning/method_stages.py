@@ -8,9 +8,11 @@ from typing import Any
 from clp_lightning import data
 from clp_lightning import stage_files as files
 from clp_lightning.config import Config
-from clp_lightning.config_methods import Method
+from clp_lightning.config_methods import REFERENCE, Method
 from clp_lightning.errors import UsageError
 from clp_lightning.files import atomic, fingerprint, read_json, write_json
+
+MODELS = Path("models")
 
 
 def train(config: Config, method: str) -> None:
@@ -76,11 +78,18 @@ def train(config: Config, method: str) -> None:
 
 def evaluate(config: Config, method: str) -> None:
     """Sample one method, or `reference`, on unseen services at every weighting of the grid."""
+    frame = evaluate_into(config, method, MODELS, files.RESULTS / method)
+    columns = [name for name in frame.columns if name.startswith(("reward:", "monitor:"))]
+    files.metrics(f"evaluate-{method}", {name: float(frame[name].mean()) for name in columns})
+
+
+def evaluate_into(config: Config, method: str, models: Path, out: Path) -> Any:
+    """Evaluate the method that lies in the folder `models`, write its results to the folder `out` and return them."""
     from clp_lightning.evaluation import evaluate as sweep_and_score
     from clp_lightning.rewards import Monitors
 
     started = time.monotonic()
-    contestant, points = sweep(config, method)
+    contestant, points = sweep(config, method, models)
     scale = read_json(files.NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
     monitors = Monitors.from_config(config)
     frame = sweep_and_score(contestant.policy, points, method=method, monitors=monitors, normalization=scale)
@@ -91,36 +100,34 @@ def evaluate(config: Config, method: str) -> None:
         "seed": config.seed,
         "training_seed": config.training.seed,
         "corpus_hash": read_json(files.CORPUS / "card.json", remedy="run the stage corpus (`dvc repro`)")["sha256"],
-        "weights_hash": fingerprint(_weights(config, method)),
+        "weights_hash": fingerprint(_weights(config, method, models)),
         "cost": {**contestant.cost, "evaluate_seconds": round(time.monotonic() - started, 1)},
     }
-    with atomic(files.RESULTS / method) as beside:
+    with atomic(out) as beside:
         beside.mkdir()
         frame.to_parquet(beside / "results.parquet", index=False)
         write_json(beside / "summary.json", summary)
-        curve = Path("models") / method / "training_curve.csv"
+        curve = models / method / "training_curve.csv"
         if curve.is_file():  # the store reads results only
             shutil.copyfile(curve, beside / "training_curve.csv")
-    columns = [name for name in frame.columns if name.startswith(("reward:", "monitor:"))]
-    files.metrics(f"evaluate-{method}", {name: float(frame[name].mean()) for name in columns})
     files.remove(points.parts)
+    return frame
 
 
-def sweep(config: Config, method: str) -> Any:
+def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
     """Return the contestant and its sweep; the parts of a sweep lie where the same inputs find them again."""
     from clp_lightning import methods
     from clp_lightning.evaluation import Sweep
     from clp_lightning.rewards import RewardSet
 
-    settings, contestant = config.evaluation, methods.load(config, method, Path("models"))
+    settings, contestant = config.evaluation, methods.load(config, method, models)
     test = data.read_split(files.CORPUS, "test")
     row = config.derived.get(method)
-    source = Path("models") / (row.of if row else method)
     inputs = (
         files.NORMALIZATION,
         files.CORPUS,
-        files.REFERENCE,
-        source,
+        models / REFERENCE,
+        _weights(config, method, models),
         config.training.seed,
         config.training.alpha,
         row,
@@ -140,10 +147,10 @@ def sweep(config: Config, method: str) -> Any:
     return contestant, points
 
 
-def _weights(config: Config, method: str) -> Path:
+def _weights(config: Config, method: str, models: Path) -> Path:
     """Return the folder of the parameters that a method samples from."""
     derived = config.derived.get(method)
-    return Path("models") / (derived.of if derived else method)
+    return models / (derived.of if derived else method)
 
 
 def _row(config: Config, method: str) -> Method:

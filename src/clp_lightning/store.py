@@ -13,10 +13,10 @@ import pandas as pd
 from clp_lightning.config_methods import REFERENCE
 from clp_lightning.errors import ClpError
 from clp_lightning.store_inputs import MONITORS
-from clp_lightning.store_publish import publish
+from clp_lightning.store_publish import publish, record_decision
 from clp_lightning.store_schema import attach, not_a_store
 
-__all__ = ["MONITORS", "REFERENCE", "Store", "publish"]
+__all__ = ["MONITORS", "REFERENCE", "Store", "publish", "record_decision"]
 
 
 class Store:
@@ -71,6 +71,12 @@ class Store:
         """Training curves: method, step, name, value."""
         query = "SELECT * EXCLUDE (run_id) FROM m.curves WHERE run_id = ? ORDER BY method, name, step"
         return self._query(query, run)
+
+    def decisions(self) -> pd.DataFrame:
+        """Every promotion and refusal, the latest first; columns as in the table `decisions`, `rule` is a dict."""
+        decisions = self._query("SELECT * FROM m.decisions ORDER BY decided_at DESC")
+        decisions["rule"] = [json.loads(value) for value in decisions["rule"]]
+        return decisions
 
     def per_prompt(self, run: str, method: str) -> np.ndarray:
         """A method's rewards [N, P, K]: weightings in their order, prompts by id, the mean over samples of a prompt."""

@@ -55,16 +55,17 @@ def read_results(results: Path, config: Config) -> tuple[list[MethodResults], di
     missing or broken, a reward is not a number, or it was made from other prompts, another normalization or another
     corpus than the reference policy's. Raises `ClpError` when the reference policy itself has no usable results.
     """
-    found, problems = [_read(results / REFERENCE, REFERENCE, config.objectives)], {}
+    found, problems = [read_method(results / REFERENCE, REFERENCE, config.objectives)], {}
     for method in config.compared[1:]:
         try:
-            found.append(_alike(found[0], _read(results / method, method, config.objectives)))
+            found.append(alike(found[0], read_method(results / method, method, config.objectives)))
         except ClpError as error:
             problems[method] = str(error)
     return found, problems
 
 
-def _alike(first: MethodResults, other: MethodResults) -> MethodResults:
+def alike(first: MethodResults, other: MethodResults) -> MethodResults:
+    """Return `other`; raises `ClpError` when it was not made from what `first` was made from, or on other prompts."""
     for key in SHARED:
         if other.summary[key] != first.summary[key]:
             raise _problem(other.method, other.folder, f"another {key} than {first.method}'s")
@@ -73,7 +74,8 @@ def _alike(first: MethodResults, other: MethodResults) -> MethodResults:
     return other
 
 
-def _read(folder: Path, method: str, objectives: tuple[str, ...]) -> MethodResults:
+def read_method(folder: Path, method: str, objectives: tuple[str, ...]) -> MethodResults:
+    """Read one method's results; raises `ClpError` that says what they lack and which stage to run."""
     remedy = f"run the stage evaluate of {method} (`make repro`)"
     for name in ("results.parquet", "summary.json"):
         if not (folder / name).is_file():

@@ -10,6 +10,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -21,7 +22,16 @@ from clp_lightning.errors import ClpError
 from clp_lightning.files import atomic, fingerprint
 from clp_lightning.run_statistics import statistics
 from clp_lightning.store_inputs import COSTS, MONITORS, MethodResults, columns, quoted, read_results
-from clp_lightning.store_schema import CREATE, SCHEMA_VERSION, TABLES, NewerStoreError, attach, copy_of, one_line
+from clp_lightning.store_schema import (
+    CREATE,
+    LASTING,
+    SCHEMA_VERSION,
+    TABLES,
+    NewerStoreError,
+    attach,
+    copy_of,
+    one_line,
+)  # fmt: skip
 
 LIBRARIES = ("clp-lightning", "torch", "transformers", "lightning", "moocore", "numpy", "duckdb", "botocore")
 
@@ -43,13 +53,35 @@ def publish(results: Path | str, store: Path | str, config: Config) -> str:
         SCHEMA_VERSION, params, problems, *(f.parquet for f in found), *(f.summary for f in found)
     )  # fmt: skip
     frames = _frames(found, problems, config)
+    with _rebuilding(store) as (connection, previous):
+        _write(connection, run_id, frames, found, config, previous)
+    return run_id
+
+
+def record_decision(store: Path | str, decision: dict[str, Any]) -> None:
+    """Add a row to the table `decisions` of a store that is there; otherwise as `publish`."""
+    with _rebuilding(Path(store)) as (connection, previous):
+        if previous is None:
+            raise ClpError(f"{store} does not exist or is no store; run `make repro` to build it")
+        _create(connection)
+        _copy(connection, previous, None)
+        _insert(connection, "decisions", pd.DataFrame([decision]))
+
+
+@contextlib.contextmanager
+def _rebuilding(store: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path | None]]:
+    """Yield a connection to an empty file beside `store`, which takes its place, and the store as it is (None: no store).
+
+    What is in the way and cannot be read is renamed, never deleted.
+    """
     with _one_publisher(store), atomic(store) as beside:
         for wal in (_wal(beside), _wal(store)):  # of killed writers: DuckDB would replay it into a file it is not of
             wal.unlink(missing_ok=True)
         unreadable = store.exists() and not _readable(store)
         try:
             with contextlib.closing(duckdb.connect(beside, config=_LIMITS)) as connection:
-                _write(connection, run_id, frames, found, config, None if unreadable else store)
+                yield connection, None if unreadable or not store.exists() else store
+                connection.execute("CHECKPOINT")  # a full disk shows here, not when the connection closes
             with contextlib.closing(duckdb.connect()) as connection:
                 attach(connection, beside)
         except duckdb.Error as error:
@@ -60,7 +92,6 @@ def publish(results: Path | str, store: Path | str, config: Config) -> str:
         if unreadable:
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
             os.rename(store, store.with_name(f"{store.name}.{stamp}.set-aside"))
-    return run_id
 
 
 # Millions of rows pass through; order within a table is by its columns, never by insertion.
@@ -109,25 +140,40 @@ def _write(
     config: Config,
     previous: Path | None,
 ) -> None:
+    _create(connection)
+    if previous is not None:
+        created = _copy(connection, previous, run_id)
+        frames["runs"]["created_at"] = created or frames["runs"]["created_at"]
+    for table, frame in frames.items():
+        _insert(connection, table, frame.assign(run_id=run_id))
+    for f in found:
+        _insert_rows(connection, run_id, f, config)
+
+
+def _create(connection: duckdb.DuckDBPyConnection) -> None:
     for statement in CREATE:
         connection.execute(statement)
     connection.execute("INSERT INTO meta VALUES (?)", [SCHEMA_VERSION])
-    if previous is not None and previous.exists():
-        version = attach(connection, previous, older=True)
-        for table in TABLES:
-            if query := copy_of(table, version):
-                connection.execute(f"INSERT INTO {table} BY NAME FROM ({query}) WHERE run_id <> ?", [run_id])
-        created = connection.execute("SELECT created_at FROM m.runs WHERE run_id = ?", [run_id]).fetchone()
-        if created:
-            frames["runs"]["created_at"] = created[0]
-        connection.execute("DETACH m")
-    for table, frame in frames.items():
-        connection.register("incoming", pa.Table.from_pandas(frame.assign(run_id=run_id), preserve_index=False))
-        connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming")  # noqa: S608 - our own table names
-        connection.unregister("incoming")
-    for f in found:
-        _insert_rows(connection, run_id, f, config)
-    connection.execute("CHECKPOINT")  # a full disk shows here, not when the connection closes
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, previous: Path, without: str | None) -> datetime.datetime | None:
+    """Bring the rows of another store over, but for those of the run `without`; returns when that was first published."""
+    version = attach(connection, previous, older=True)
+    for table in TABLES:
+        if query := copy_of(table, version):
+            left_out = None if table in LASTING else without
+            connection.execute(
+                f"INSERT INTO {table} BY NAME FROM ({query}) WHERE run_id IS DISTINCT FROM ?", [left_out]
+            )
+    created = connection.execute("SELECT created_at FROM m.runs WHERE run_id = ?", [without]).fetchone()
+    connection.execute("DETACH m")
+    return created[0] if created else None
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, frame: pd.DataFrame) -> None:
+    connection.register("incoming", pa.Table.from_pandas(frame, preserve_index=False))
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming")  # noqa: S608 - our own table names
+    connection.unregister("incoming")
 
 
 def _insert_rows(connection: duckdb.DuckDBPyConnection, run_id: str, found: MethodResults, config: Config) -> None:

@@ -6,7 +6,7 @@ import duckdb
 
 from clp_lightning.errors import ClpError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Lists are in the order of runs.objectives. A method without a weighting (the reference policy) has NULL there.
 TABLES = {
@@ -46,6 +46,15 @@ TABLES = {
         run_id VARCHAR, method_a VARCHAR, method_b VARCHAR, statistic VARCHAR,
         difference DOUBLE,             -- a minus b
         low DOUBLE, high DOUBLE, probability DOUBLE""",
+    # whether a challenger took the champion's place; champion is NULL the first time, and so is what compares with it
+    "decisions": """
+        run_id VARCHAR, decided_at TIMESTAMP, method VARCHAR, challenger VARCHAR, champion VARCHAR,
+        promoted BOOLEAN, reasons VARCHAR[],
+        hypervolume DOUBLE, champion_hypervolume DOUBLE, difference DOUBLE, low DOUBLE, high DOUBLE,
+        probability DOUBLE,            -- that the challenger's hypervolume is the larger one
+        worst_case DOUBLE[],           -- per objective, its lowest mean reward over the weightings
+        worst_case_fall DOUBLE[],      -- the champion's minus the challenger's
+        kl DOUBLE, length_ratio DOUBLE, rule JSON""",
 }
 
 # How the tables of each readable version come over, from the store attached as m; the newest as they are.
@@ -56,8 +65,10 @@ _V1 = {
                   WHERE method = 'reference' ORDER BY ALL""",
     "results": "SELECT * EXCLUDE (document, reference_summary) FROM m.results",
     "curves": None,
+    "decisions": None,
 }
-MIGRATIONS: dict[int, dict[str, str | None]] = {SCHEMA_VERSION: {}, 1: _V1}
+MIGRATIONS: dict[int, dict[str, str | None]] = {SCHEMA_VERSION: {}, 2: {"decisions": None}, 1: _V1}
+LASTING = ("decisions",)  # tables whose rows stay when a run is published anew
 
 
 def copy_of(table: str, version: int) -> str | None:

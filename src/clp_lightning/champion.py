@@ -1,0 +1,92 @@
+"""The policy in use: `models/champion.json`, the policies that were considered (`models/kept/ID`), promotion and rollback.
+
+A kept policy is complete: `ID/METHOD` as the pipeline wrote it, `ID/reference` that it steers, `ID/results` of its evaluation.
+Nothing there is ever changed, so that files are links to the pipeline's where the file system has them.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from clp_lightning.config_methods import REFERENCE
+from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.files import atomic, fingerprint, read_json, write_json
+
+CHAMPION, KEPT = Path("models/champion.json"), Path("models/kept")
+KEYS = {"id", "method", "promoted_at", "history"}  # history: ids of earlier champions, the last one last
+
+
+def identity(method: str, models: Path = Path("models")) -> str:
+    """Return the fingerprint of a method's parameters and of the reference policy that they steer."""
+    for name in (method, REFERENCE):
+        if not (models / name).is_dir():
+            raise ClpError(f"{models / name} does not exist; run `make repro` to train it")
+    return fingerprint(models / method, models / REFERENCE)
+
+
+def weights_hash(method: str, models: Path = Path("models")) -> str:
+    """Return the fingerprint that a method's results carry: of its parameters alone."""
+    return fingerprint(models / method)
+
+
+def keep(method: str, results: Path, models: Path = Path("models")) -> str:
+    """Keep a policy and its results under its identity, which is returned; one that is kept already stays as it is."""
+    name = identity(method, models)
+    if not (KEPT / name).is_dir():
+        with atomic(KEPT / name) as beside:
+            for part in (method, REFERENCE):
+                shutil.copytree(models / part, beside / part, copy_function=_link)
+            shutil.copytree(results, beside / "results", copy_function=_link)
+    return name
+
+
+def current() -> dict[str, Any] | None:
+    """Return the champion's entry, None before the first promotion; raises `ClpError` when the file or its policy is broken."""
+    if not CHAMPION.exists():
+        return None
+    remedy = "restore it, or delete it to start over with the next policy"
+    entry = read_json(CHAMPION, remedy=remedy)
+    if not isinstance(entry, dict) or not entry.keys() >= KEYS or not isinstance(entry["history"], list):
+        raise ClpError(f"{CHAMPION}: expected the keys {', '.join(sorted(KEYS))}; {remedy}")
+    _check_kept(entry["id"], entry["method"])
+    return entry
+
+
+def crown(name: str, method: str, when: str) -> None:
+    """Make a kept policy the champion; `when` is the time in ISO format. The file is swapped in atomically."""
+    before = current()
+    history = [] if before is None else [*before["history"], before["id"]]
+    write_json(CHAMPION, {"id": name, "method": method, "promoted_at": when, "history": history})
+
+
+def rollback(when: str) -> dict[str, Any]:
+    """Make the champion's predecessor the champion again and return its entry; raises `UsageError` when there is none."""
+    now = current()
+    if now is None or not now["history"]:
+        raise UsageError(f"{CHAMPION}: there is no earlier champion to go back to")
+    *history, name = now["history"]
+    method = _method_of(name)
+    _check_kept(name, method)
+    entry = {"id": name, "method": method, "promoted_at": when, "history": history}
+    write_json(CHAMPION, entry)
+    return entry
+
+
+def _method_of(name: str) -> str:
+    summary = read_json(KEPT / name / "results" / "summary.json", remedy="its folder is damaged; choose another policy")
+    return str(summary["method"])
+
+
+def _check_kept(name: str, method: str) -> None:
+    if not (KEPT / name / method / "clp.json").is_file():
+        raise ClpError(
+            f"{CHAMPION}: its policy {KEPT / name / method} is missing; restore the folder or delete the file"
+        )
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)

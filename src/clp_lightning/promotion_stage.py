@@ -1,0 +1,106 @@
+"""`clp promote`: set the policy that the pipeline just evaluated against the one in use, and decide."""
+
+import datetime
+from typing import Any
+
+import numpy as np
+
+from clp_lightning import champion, method_stages, promotion
+from clp_lightning import stage_files as files
+from clp_lightning.config import Config
+from clp_lightning.config_methods import REFERENCE
+from clp_lightning.errors import ClpError
+from clp_lightning.store import Store, record_decision
+from clp_lightning.store_inputs import MethodResults, alike, read_method
+
+
+def promote(config: Config) -> dict[str, Any] | None:
+    """Decide about the method that `promotion.method` names, keep it, record the decision, and crown it if it is better.
+
+    Returns the row of the store's table `decisions`, or None when the champion is that very policy. A champion that was
+    evaluated on other prompts or axes answers the present ones first. Raises `ClpError` when the pipeline is not up to date or
+    the champion's files are damaged; the champion is then what it was.
+    """
+    method, before = config.promotion.method, champion.current()
+    name = champion.identity(method)
+    if before is not None and before["id"] == name:
+        return None
+    reference = read_method(files.RESULTS / REFERENCE, REFERENCE, config.objectives)
+    challenger = alike(reference, read_method(files.RESULTS / method, method, config.objectives))
+    if challenger.summary.get("weights_hash") != champion.weights_hash(method):
+        raise ClpError(f"{files.RESULTS / method} holds the results of other parameters; run `make repro` first")
+    defender = None if before is None else _defender(before, reference, challenger, config)
+    decision = promotion.decide(
+        _candidate(challenger), None if defender is None else _candidate(defender),
+        float(reference.points["length"].mean()), config,
+    )  # fmt: skip
+    kept = champion.keep(method, files.RESULTS / method)
+    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+    row = _row(decision, config) | {
+        "run_id": Store(files.STORE).run()["run_id"], "decided_at": now, "method": method, "challenger": kept,
+        "champion": None if before is None else before["id"],
+    }  # fmt: skip
+    record_decision(files.STORE, row)  # before the champion changes: a decision without effect is made again
+    if decision.promoted:
+        champion.crown(kept, method, now.isoformat(timespec="seconds"))
+    return row
+
+
+def _defender(
+    entry: dict[str, Any], reference: MethodResults, challenger: MethodResults, config: Config
+) -> MethodResults:
+    """Return the champion's results on the challenger's axes: as they were kept, or measured now."""
+    folder, method = champion.KEPT / entry["id"], entry["method"]
+    if method not in config.methods:
+        raise ClpError(
+            f"the champion is a {method}, which params.yaml no longer has; add it, or delete {champion.CHAMPION}"
+        )
+    out = folder / "results"
+    for attempt in range(2):
+        try:
+            found = alike(reference, read_method(out, method, config.objectives))
+            if found.weightings is None or not np.array_equal(found.weightings, challenger.weightings):
+                raise ClpError(f"{out} was made at other weightings")
+            return found
+        except ClpError:
+            if attempt:
+                raise
+            out = folder / "results-now"
+            method_stages.evaluate_into(config, method, folder, out)
+    raise AssertionError("unreachable")
+
+
+def _candidate(found: MethodResults) -> promotion.Candidate:
+    if found.weightings is None:
+        raise ClpError(f"{found.method} takes no weightings; promotion.method names one that does")
+    points = found.points
+    return promotion.Candidate(found.weightings, found.rewards, points["kl"].to_numpy(), points["length"].to_numpy())
+
+
+def _row(decision: promotion.Decision, config: Config) -> dict[str, Any]:
+    difference = decision.difference
+    return {
+        "promoted": decision.promoted, "reasons": list(decision.reasons), "hypervolume": decision.hypervolume,
+        "champion_hypervolume": decision.champion_hypervolume,
+        "difference": None if difference is None else difference.value,
+        "low": None if difference is None else difference.low,
+        "high": None if difference is None else difference.high,
+        "probability": None if difference is None else difference.probability,
+        "worst_case": list(decision.worst_case.values()),
+        "worst_case_fall": list(decision.worst_case_fall.values()) or None,
+        "kl": decision.kl, "length_ratio": decision.length_ratio, "rule": config.promotion.model_dump_json(),
+    }  # fmt: skip
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """Say in a line what was decided and why."""
+    who = f"{row['method']} {row['challenger']}"
+    against = "the first champion" if row["champion"] is None else f"against champion {row['champion']}"
+    if row["probability"] is not None:
+        against += (
+            f": hypervolume {row['hypervolume']:.2f} against {row['champion_hypervolume']:.2f}, difference "
+            f"{row['difference']:.2f} [{row['low']:.2f}, {row['high']:.2f}], larger with probability {row['probability']:.3f}"
+        )
+    return f"{'promoted' if row['promoted'] else 'not promoted'}: {who}, {against}" + "".join(
+        f"; {reason}" for reason in row["reasons"]
+    )
