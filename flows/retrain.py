@@ -4,6 +4,7 @@ DVC decides what is out of date and keeps the results; Prefect adds schedules, r
 cancellation and a report. No edge is written down here: the graph is read from dvc.yaml.
 """
 
+import json
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ Graph = dict[str, tuple[str, ...]]
 
 
 class StageResult(NamedTuple):
-    """What became of one stage: `status` is "ran", "from cache", "up to date", "failed" or "not run"."""
+    """What became of one stage: "ran", "from cache", "up to date", "failed" or "not run"; of a promotion what was decided."""
 
     stage: str
     status: str
@@ -76,20 +77,43 @@ def _target(stage: Any, root: str) -> str:
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str, workspace: Path, processes: StageProcesses, force: bool = False) -> StageResult:
     """Run one stage if DVC finds it out of date, streaming its output into the run's log."""
-    try:
-        logger: Any = get_run_logger()
-    except MissingContextError:  # called as a plain function
-        logger = logging.getLogger(__name__)
     flags = ["--single-item", *(["--force"] if force else [])]
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *flags, stage]
     started = time.monotonic()
-    lines = processes.run(command, cwd=workspace, log=logger.info, name=stage)
+    lines = processes.run(command, cwd=workspace, log=_logger().info, name=stage)
     return StageResult(stage, _status(lines), round(time.monotonic() - started, 1))
+
+
+@task(task_run_name="promote", cache_policy=NO_CACHE)
+def promote(workspace: Path, processes: StageProcesses) -> StageResult:
+    """Decide whether what was trained takes the champion's place; the decision is an artifact and in the store."""
+    started = time.monotonic()
+    command = [sys.executable, "-m", "clp_lightning.cli", "promote", "--json"]
+    lines = processes.run(command, cwd=workspace, log=_logger().info, name="promote")
+    row = json.loads(lines[-1])
+    if row is None:
+        status = "nothing new"
+    else:
+        status = "promoted" if row["promoted"] else "not promoted"
+        create_table_artifact([row], key="retrain-promotion", description=f"{status}: {'; '.join(row['reasons'])}")
+    return StageResult("promote", status, round(time.monotonic() - started, 1))
+
+
+def _logger() -> Any:
+    try:
+        return get_run_logger()
+    except MissingContextError:  # called as a plain function
+        return logging.getLogger(__name__)
 
 
 @flow(name="retrain")
 def retrain(
-    workspace: str = ".", parallel: int = 1, force: bool = False, target: str | None = None, retries: int = 0
+    workspace: str = ".",
+    parallel: int = 1,
+    force: bool = False,
+    target: str | None = None,
+    retries: int = 0,
+    promotion: bool = False,
 ) -> list[dict[str, Any]]:
     """Bring a workspace's pipeline up to date and report what became of each stage.
 
@@ -99,7 +123,10 @@ def retrain(
         force: run every stage, also those that are up to date.
         target: stop at this stage; null is the whole pipeline.
         retries: times a failed stage is tried again; a training resumes from its checkpoint.
+        promotion: decide at the end whether the new policy takes the champion's place.
     """
+    if promotion and target is not None:
+        raise ValueError("promotion: needs the whole pipeline; leave target out")
     if parallel < 1:
         raise ValueError(f"parallel: must be at least 1, but found {parallel}")
     if retries < 0:
@@ -115,6 +142,10 @@ def retrain(
             for stage, needs in graph.items():
                 arguments = {"stage": stage, "workspace": Path(workspace), "processes": processes, "force": force}
                 futures[stage] = runner.submit(stage_task, arguments, wait_for=[futures[name] for name in needs])
+            if promotion:
+                futures["promote"] = runner.submit(
+                    promote, {"workspace": Path(workspace), "processes": processes}, wait_for=list(futures.values())
+                )
             for future in futures.values():
                 future.wait()
         finally:  # also on cancellation and SIGTERM, which arrive as BaseExceptions

@@ -2,14 +2,19 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from results_factory import config
 
-from clp_lightning import champion
+from clp_lightning import champion, promotion_stage, stages
+from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.policy import SteerablePolicy
 from clp_lightning.promotion import Candidate, decide
+from clp_lightning.store import Store
 
 CONFIG = config()
 GRID = np.array([[i / 4, 1 - i / 4] for i in range(5)])
@@ -119,3 +124,46 @@ def test_no_champion_is_none(project):
     assert champion.current() is None
     with pytest.raises(ClpError, match="models/lost does not exist"):
         champion.identity("lost")
+
+
+@pytest.mark.slow
+def test_a_retrained_policy_is_decided_about_and_the_champion_answers_its_prompts_first(smoke, tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    shutil.copytree(smoke, folder)
+    monkeypatch.chdir(folder)
+    parameters = load_config("params.yaml")
+    loose = parameters.model_copy(  # what a random tiny model does to its answers' length is no matter here
+        update={"promotion": parameters.promotion.model_copy(update={"max_kl": 1e6, "max_length_ratio": 1e6})}
+    )
+    first = promotion_stage.promote(loose)
+    assert first["promoted"] and first["champion"] is None and promotion_stage.promote(loose) is None
+
+    again = loose.model_copy(update={"training": loose.training.model_copy(update={"seed": 1})})
+    for method in again.methods:
+        stages.run("train", again, method)
+    with pytest.raises(ClpError, match="results of other parameters"):
+        promotion_stage.promote(again)
+    for method in ("reference", *again.methods):
+        stages.run("evaluate", again, method)
+    stages.run("publish", again)
+    second = promotion_stage.promote(again)
+    assert second["champion"] == first["challenger"] != second["challenger"]
+    assert (champion.KEPT / first["challenger"] / "results-now" / "results.parquet").is_file()  # another sampling seed
+    assert (champion.KEPT / second["challenger"] / "clp-full" / "clp.json").is_file()  # kept also if refused
+    decisions = Store("frontier.duckdb").decisions()
+    assert decisions.challenger.tolist() == [second["challenger"], first["challenger"]]
+    assert decisions.promoted.tolist() == [second["promoted"], True]
+    assert champion.current()["id"] == (second if second["promoted"] else first)["challenger"]
+    stages.run("publish", again)  # decisions outlast a publication
+    assert len(Store("frontier.duckdb").decisions()) == 2
+    policy = SteerablePolicy.from_pretrained(champion.KEPT / first["challenger"] / "clp-full")
+    assert policy.generate(["bucket: a name"], [{"brevity": 1.0}])
+
+    command = [sys.executable, "-m", "clp_lightning.cli", "rollback"]
+    champion.crown(second["challenger"], "clp-full", "2026-01-01T00:00:00")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and first["challenger"] in done.stdout
+    champion.CHAMPION.write_text("{")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("clp: error: cannot read models/champion.json")
+    assert done.stderr.count("\n") == 1
