@@ -382,6 +382,21 @@ def test_runs_of_the_first_schema_are_brought_over(project):
     assert not list(project.glob("*.set-aside"))
 
 
+def test_runs_of_the_second_schema_are_brought_over(project):
+    path = project / "frontier.duckdb"
+    with duckdb.connect(path) as connection:
+        connection.execute("DROP TABLE decisions; UPDATE meta SET schema_version = 2; UPDATE runs SET run_id = 'old'")
+        connection.execute(
+            "; ".join(f"UPDATE {table} SET run_id = 'old'" for table in ("methods", "points", "results"))
+        )
+    with pytest.raises(ClpError, match="schema"):
+        Store(path).runs()
+    run = publish(project / "results", path, CONFIG)
+    store = Store(path)
+    assert set(store.runs().run_id) == {run, "old"} and len(store.points("old")) == len(store.points(run))
+    assert store.decisions().empty
+
+
 def test_an_empty_store_says_so(project):
     path = project / "frontier.duckdb"
     with duckdb.connect(path) as connection:
