@@ -95,10 +95,12 @@ def print_seeds(result: Mapping[str, Any], console: Console) -> None:
     """Print what `seeds_as_json` returns."""
     seeds = ", ".join(map(str, result["seeds"]))
     table = Table(title=f"Hypervolume over training seeds {seeds}", **_LOOK)
-    for name in ("method", "hypervolume", *(f"ahead of {name} by" for name in BASELINES)):
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    there = [row["method"] for row in result["methods"]]
+    baselines = [name for name in BASELINES if name in there]
+    for name in ("method", "hypervolume", *(f"ahead of {name} by" for name in baselines)):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in result["methods"]:
-        cells = [_seed_difference(result, row["method"], baseline) for baseline in BASELINES]
+        cells = [_seed_difference(result, row["method"], baseline) for baseline in baselines]
         table.add_row(row["method"], _with_interval(row["value"], row["interval"]), *cells)
     console.print(table)
     one = len(result["seeds"]) == 1
