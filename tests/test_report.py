@@ -78,7 +78,7 @@ def test_comparison_is_the_contract_of_clp_frontier_json(compared):
 def test_a_difference_is_told_from_the_side_of_the_method_ahead():
     pair = {"methods": ["a", "b"], "difference": -0.5, "interval": [-0.9, -0.1], "probability": 0.02}
     assert difference_sentence(pair) == (
-        "b encloses 0.50 more than a, 95 % interval [0.10, 0.90], ahead in 98% of resamples"
+        "b encloses 0.50 more than a, 95 % interval [0.10, 0.90], ahead with probability 98%"
     )
     undecided = difference_sentence(pair | {"interval": [-0.9, 0.1]})
     assert undecided.endswith("the interval includes 0, so neither is shown to be better")

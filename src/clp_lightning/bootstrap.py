@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit  # Student's t; scipy.stats has it too and takes ten times as long to import
+from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats has it too and takes ten times as long to import
 
 from clp_lightning.errors import ClpError
 
@@ -53,8 +53,7 @@ class Bootstrap:
         and BCa intervals covered hypervolumes less evenly (docs/log.md). Raises `ClpError` on NaN.
         """
         value, drawn = self._parts(values)
-        error = float(drawn.std(ddof=1)) * np.sqrt(self.prompts / (self.prompts - 1))
-        reach = float(stdtrit(self.prompts - 1, (1 + LEVEL) / 2)) * error
+        reach = float(stdtrit(self.prompts - 1, (1 + LEVEL) / 2)) * self._error(drawn)
         return value - reach, value + reach
 
     def percentiles(self, values: ArrayLike) -> tuple[float, float]:
@@ -64,9 +63,15 @@ class Bootstrap:
         return float(low), float(high)
 
     def probability(self, difference: ArrayLike) -> float:
-        """Share of draws in which a difference [R] is above 0, ties count half: how sure the sign is."""
-        _, drawn = self._parts(difference)
-        return float((drawn > 0).mean() + (drawn == 0).mean() / 2)
+        """Probability that a difference [R] is above 0, by the same Student's t as `interval`: how sure the sign is."""
+        value, drawn = self._parts(difference)
+        error = self._error(drawn)
+        if error == 0:
+            return 0.5 if value == 0 else float(value > 0)
+        return float(stdtr(self.prompts - 1, value / error))
+
+    def _error(self, drawn: Array) -> float:
+        return float(drawn.std(ddof=1) * np.sqrt(self.prompts / (self.prompts - 1)))
 
     def _parts(self, values: ArrayLike) -> tuple[float, Array]:
         array = np.asarray(values, dtype=np.float64)

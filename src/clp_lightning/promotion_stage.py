@@ -59,7 +59,8 @@ def _defender(
     for attempt in range(2):
         try:
             found = alike(reference, read_method(out, method, config.objectives))
-            if found.weightings is None or not np.array_equal(found.weightings, challenger.weightings):
+            there = challenger.weightings
+            if there is None or found.weightings is None or not np.array_equal(found.weightings, there):
                 raise ClpError(f"{out} was made at other weightings")
             return found
         except ClpError:

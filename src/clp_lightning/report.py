@@ -110,7 +110,7 @@ def difference_sentence(pair: Mapping[str, Any]) -> str:
     verdict = "" if low > 0 else "; the interval includes 0, so neither is shown to be better"
     return (
         f"{a} encloses {difference:.2f} more than {b}, 95 % interval [{low:.2f}, {high:.2f}], "
-        f"ahead in {ahead:.0%} of resamples{verdict}"
+        f"ahead with probability {ahead:.0%}{verdict}"
     )
 
 

@@ -42,7 +42,7 @@ def print_table(comparison: Mapping[str, Any], console: Console, *, points: bool
     )
     for baseline in BASELINES:
         if len(methods) > FEW and any(method["method"] == baseline for method in methods):
-            console.print(_against_table(comparison, baseline))
+            console.print(_against_table(comparison, baseline, wide=console.width >= WIDE))
     _print_differences(comparison, console)
     for name, reason in comparison["left_out"].items():
         console.print(Text(f"\nLeft out: {name}. {reason}", style="bold"))
@@ -143,10 +143,10 @@ def _methods_table(comparison: Mapping[str, Any], title: str, *, measures: bool,
     return table
 
 
-def _against_table(comparison: Mapping[str, Any], baseline: str) -> Table:
+def _against_table(comparison: Mapping[str, Any], baseline: str, *, wide: bool) -> Table:
     """What every method does to one baseline's frontier, and how sure that is."""
-    table = Table(title=f"Against {baseline}", **_LOOK)
-    for name in ("method", "dominates", "is dominated", "P(more)", "hypervolume ahead by", "P(ahead)", "win rate"):
+    table = Table(title=f"Against {baseline}: points dominated, and hypervolume ahead by", **_LOOK)
+    for name in ("method", "dominates", "is dominated", *(["P(more)"] if wide else []), "ahead by", "P", "win rate"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     others = {method["method"]: method for method in comparison["methods"]}
     for name, method in others.items():
@@ -158,7 +158,7 @@ def _against_table(comparison: Mapping[str, Any], baseline: str) -> Table:
             name,
             _share(method["dominated_share"][baseline]),
             _share(others[baseline]["dominated_share"][name]),
-            f"{share[2]:.0%}",
+            *([f"{share[2]:.0%}"] if wide else []),
             _with_interval(volume[0], volume[1]),
             f"{volume[2]:.0%}",
             "–" if wins is None else _share(wins),

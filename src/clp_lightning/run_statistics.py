@@ -25,8 +25,8 @@ def statistics(
     """Points, metrics and comparisons of a run with 95 % intervals from one paired bootstrap over prompts.
 
     Returns tidy frames: `points` (lists in the order of the objectives), `metrics` (method, metric, target, value, low, high;
-    docs/metrics.md defines each) and `comparisons` (method_a minus method_b; `probability` is the share of resamples in which a
-    is ahead, ties count half). The intervals cover the choice of prompts, not the spread between training runs.
+    docs/metrics.md defines each) and `comparisons` (method_a minus method_b; `probability` is that of a being ahead).
+    The intervals cover the choice of prompts, not the spread between training runs.
     """
     bootstrap = Bootstrap(found[0].rewards.shape[1], settings.bootstrap_draws, seed)
     means, rates = _means(found, bootstrap)
