@@ -47,6 +47,7 @@ def test_last_stage_reads_the_methods_of_the_recipe(project, tmp_path):
     yaml = YAML()
     values = yaml.load(project / "recipes" / "smoke.yaml")
     values["methods"] = {"clp-attention": values["methods"]["clp-full"]}
+    values["promotion"]["method"] = "clp-attention"
     yaml.dump(values, project / "recipes" / "other.yaml")
     folder = prepare("other", tmp_path / "w", root=project)
     deps = YAML(typ="safe").load(folder / "dvc.yaml")["stages"]["publish"]["deps"]
