@@ -122,7 +122,10 @@ class Prefect:
 
     def submit(self, workspace: Path) -> str:
         deployment = self.api("deployments/name/retrain/retrain")["id"]
-        run = self.api(f"deployments/{deployment}/create_flow_run", {"parameters": {"workspace": str(workspace)}})
+        run = self.api(
+            f"deployments/{deployment}/create_flow_run",
+            {"parameters": {"workspace": str(workspace), "promotion": False}},
+        )
         return run["id"]
 
     def state(self, run: str) -> str:
@@ -182,7 +185,9 @@ def prefect(repository, tmp_path_factory) -> Iterator[Prefect]:
 def test_command_from_the_readme_runs_siblings_in_parallel_and_a_second_run_finds_all_up_to_date(prefect, toy_pipeline):
     project = toy_pipeline(SIBLINGS)
     command = ["prefect", "deployment", "run", "retrain/retrain"]
-    done = prefect.call(*command, "--param", f"workspace={project}", "--param", "parallel=2", "--watch")
+    done = prefect.call(
+        *command, "--param", f"workspace={project}", "--param", "parallel=2", "--param", "promotion=false", "--watch"
+    )
     assert done.returncode == 0, done.stdout + done.stderr + prefect.logs()
     (run,) = set(re.findall(r"UUID: ([0-9a-f-]{36})", done.stdout))
     assert prefect.state(run) == "Completed"
