@@ -90,7 +90,7 @@ def promote(workspace: Path, processes: StageProcesses) -> StageResult:
     started = time.monotonic()
     command = [sys.executable, "-m", "clp_lightning.cli", "promote", "--json"]
     lines = processes.run(command, cwd=workspace, log=_logger().info, name="promote")
-    row = json.loads(lines[-1])
+    row = json.loads(next(line for line in reversed(lines) if line == "null" or line.startswith("{")))
     if row is None:
         status = "nothing new"
     else:
@@ -139,13 +139,13 @@ def retrain(
     with runner:
         try:
             # In the graph's order, so that a task that waits for another never holds the thread its upstream needs.
+            folder = Path(workspace)
             for stage, needs in graph.items():
-                arguments = {"stage": stage, "workspace": Path(workspace), "processes": processes, "force": force}
+                arguments = {"stage": stage, "workspace": folder, "processes": processes, "force": force}
                 futures[stage] = runner.submit(stage_task, arguments, wait_for=[futures[name] for name in needs])
             if promotion:
-                futures["promote"] = runner.submit(
-                    promote, {"workspace": Path(workspace), "processes": processes}, wait_for=list(futures.values())
-                )
+                arguments = {"workspace": folder, "processes": processes}
+                futures["promote"] = runner.submit(promote, arguments, wait_for=list(futures.values()))
             for future in futures.values():
                 future.wait()
         finally:  # also on cancellation and SIGTERM, which arrive as BaseExceptions

@@ -90,7 +90,8 @@ def train(content: str) -> None:
 
 
 def keep_and_crown(when: str) -> str:
-    name = champion.keep("clp-full", champion.Path("results/clp-full"))
+    name = champion.identity("clp-full")
+    champion.keep(name, "clp-full", champion.Path("results/clp-full"))
     champion.crown(name, "clp-full", when)
     return name
 

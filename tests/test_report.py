@@ -173,7 +173,7 @@ def test_win_rates_and_dominance_probabilities_are_in_the_contract(many):
     assert 0.5 < wins["interval"][0] < wins["value"] < wins["interval"][1] <= 1
     assert full["against"]["dominates_all"]["rewarded-soups"]["value"] > 0.5
     assert full["against"]["epsilon"]["rewarded-soups"]["value"] < 0
-    assert full["metrics"]["expected_utility"]["value"] >= full["metrics"]["mean_inner_product"]["value"] - 1e-12
+    assert full["metrics"]["expected_utility"]["value"] >= full["metrics"]["mean_inner_product"]["value"]
     assert full["by_objective"]["range"]["brevity"]["value"] == pytest.approx(1)
 
 

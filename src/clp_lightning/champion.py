@@ -13,32 +13,26 @@ from clp_lightning.config_methods import REFERENCE
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.files import atomic, fingerprint, read_json, write_json
 
-CHAMPION, KEPT = Path("models/champion.json"), Path("models/kept")
+MODELS = Path("models")
+CHAMPION, KEPT = MODELS / "champion.json", MODELS / "kept"
 KEYS = {"id", "method", "promoted_at", "history"}  # history: ids of earlier champions, the last one last
 
 
-def identity(method: str, models: Path = Path("models")) -> str:
+def identity(method: str) -> str:
     """Return the fingerprint of a method's parameters and of the reference policy that they steer."""
     for name in (method, REFERENCE):
-        if not (models / name).is_dir():
-            raise ClpError(f"{models / name} does not exist; run `make repro` to train it")
-    return fingerprint(models / method, models / REFERENCE)
+        if not (MODELS / name).is_dir():
+            raise ClpError(f"{MODELS / name} does not exist; run `make repro` to train it")
+    return fingerprint(MODELS / method, MODELS / REFERENCE)
 
 
-def weights_hash(method: str, models: Path = Path("models")) -> str:
-    """Return the fingerprint that a method's results carry: of its parameters alone."""
-    return fingerprint(models / method)
-
-
-def keep(method: str, results: Path, models: Path = Path("models")) -> str:
-    """Keep a policy and its results under its identity, which is returned; one that is kept already stays as it is."""
-    name = identity(method, models)
+def keep(name: str, method: str, results: Path) -> None:
+    """Keep a policy and its results under its `identity`; one that is kept already stays as it is."""
     if not (KEPT / name).is_dir():
         with atomic(KEPT / name) as beside:
             for part in (method, REFERENCE):
-                shutil.copytree(models / part, beside / part, copy_function=_link)
+                shutil.copytree(MODELS / part, beside / part, copy_function=_link)
             shutil.copytree(results, beside / "results", copy_function=_link)
-    return name
 
 
 def current() -> dict[str, Any] | None:

@@ -185,7 +185,6 @@ def oracle(
     """
     from clp_lightning import oracle_report
 
-    steps = steps or (900 if objectives <= 2 else 750)  # what five minutes on two cores allow
     oracle_report.report(objectives, alpha, seed, steps=steps, picture=picture, as_json=as_json)
 
 

@@ -97,7 +97,7 @@ def expected_utility(weightings: ArrayLike, points: ArrayLike) -> Array:
 
     Zintgraf et al. 2015. Never below `mean_inner_product` of the same points. Raises `ClpError` on NaN.
     """
-    return np.asarray((_some(points) @ _some(weightings).T).max(-2).mean(-1))
+    return np.asarray((_some(points)[..., None, :, :] * _some(weightings)[:, None]).sum(-1).max(-1).mean(-1))
 
 
 def mean_inner_product(weightings: ArrayLike, points: ArrayLike) -> Array:
@@ -105,7 +105,7 @@ def mean_inner_product(weightings: ArrayLike, points: ArrayLike) -> Array:
     w, points = _points(weightings), _points(points)
     if w.shape != points.shape[-2:] or not len(w):
         raise ClpError(f"each point needs its weighting: shapes {w.shape} and {points.shape}")
-    return np.asarray(np.tensordot(points, w, 2) / len(w))
+    return np.asarray((w * points).sum(-1).mean(-1))
 
 
 def off_grid_regret(weightings: ArrayLike, points: ArrayLike, on_grid: ArrayLike) -> Array:

@@ -1,15 +1,15 @@
 """`clp promote`: set the policy that the pipeline just evaluated against the one in use, and decide."""
 
 import datetime
+from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from clp_lightning import champion, method_stages, promotion
 from clp_lightning import stage_files as files
 from clp_lightning.config import Config
 from clp_lightning.config_methods import REFERENCE
 from clp_lightning.errors import ClpError
+from clp_lightning.files import fingerprint
 from clp_lightning.store import Store, record_decision
 from clp_lightning.store_inputs import MethodResults, alike, read_method
 
@@ -27,22 +27,22 @@ def promote(config: Config) -> dict[str, Any] | None:
         return None
     reference = read_method(files.RESULTS / REFERENCE, REFERENCE, config.objectives)
     challenger = alike(reference, read_method(files.RESULTS / method, method, config.objectives))
-    if challenger.summary.get("weights_hash") != champion.weights_hash(method):
+    if challenger.summary.get("weights_hash") != fingerprint(champion.MODELS / method):
         raise ClpError(f"{files.RESULTS / method} holds the results of other parameters; run `make repro` first")
     defender = None if before is None else _defender(before, reference, challenger, config)
     decision = promotion.decide(
         _candidate(challenger), None if defender is None else _candidate(defender),
         float(reference.points["length"].mean()), config,
     )  # fmt: skip
-    kept = champion.keep(method, files.RESULTS / method)
+    champion.keep(name, method, files.RESULTS / method)
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
     row = _row(decision, config) | {
-        "run_id": Store(files.STORE).run()["run_id"], "decided_at": now, "method": method, "challenger": kept,
+        "run_id": Store(files.STORE).run()["run_id"], "decided_at": now, "method": method, "challenger": name,
         "champion": None if before is None else before["id"],
     }  # fmt: skip
     record_decision(files.STORE, row)  # before the champion changes: a decision without effect is made again
     if decision.promoted:
-        champion.crown(kept, method, now.isoformat(timespec="seconds"))
+        champion.crown(name, method, now.isoformat(timespec="seconds"))
     return row
 
 
@@ -55,20 +55,21 @@ def _defender(
         raise ClpError(
             f"the champion is a {method}, which params.yaml no longer has; add it, or delete {champion.CHAMPION}"
         )
-    out = folder / "results"
-    for attempt in range(2):
-        try:
-            found = alike(reference, read_method(out, method, config.objectives))
-            there = challenger.weightings
-            if there is None or found.weightings is None or not np.array_equal(found.weightings, there):
-                raise ClpError(f"{out} was made at other weightings")
-            return found
-        except ClpError:
-            if attempt:
-                raise
-            out = folder / "results-now"
-            method_stages.evaluate_into(config, method, folder, out)
-    raise AssertionError("unreachable")
+    try:
+        return _matched(folder / "results", method, reference, challenger, config)
+    except ClpError:  # other prompts, axes or weightings
+        method_stages.evaluate_into(config, method, folder, folder / "results-now")
+        return _matched(folder / "results-now", method, reference, challenger, config)
+
+
+def _matched(
+    folder: Path, method: str, reference: MethodResults, challenger: MethodResults, config: Config
+) -> MethodResults:
+    """Read results that can be set against the challenger's; raises `ClpError` when they cannot."""
+    found = alike(reference, read_method(folder, method, config.objectives))
+    if not found.points["weighting"].equals(challenger.points["weighting"]):
+        raise ClpError(f"{folder} was made at other weightings")
+    return found
 
 
 def _candidate(found: MethodResults) -> promotion.Candidate:

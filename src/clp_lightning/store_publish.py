@@ -31,7 +31,7 @@ from clp_lightning.store_schema import (
     attach,
     copy_of,
     one_line,
-)  # fmt: skip
+)
 
 LIBRARIES = ("clp-lightning", "torch", "transformers", "lightning", "moocore", "numpy", "duckdb", "botocore")
 
