@@ -79,7 +79,7 @@ repro: $(STAMP) ## run what is out of date in the pipeline, then print the compa
 	clp frontier
 
 test: $(STAMP) ## run the fast tests with coverage of src (ARGS="-k name" is passed on)
-	@$(PY) -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
 
 slow: $(STAMP) ## run the slow tests: a Prefect server and worker, whole pipelines
 	@$(PY) -m pytest -m slow $(ARGS)

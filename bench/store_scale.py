@@ -9,6 +9,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,11 +62,11 @@ def write_results(folder: Path, config: Config, prompts: int) -> None:
         write_json(folder / method / "summary.json", summary)
 
 
-def _publish(folder: Path, config: Config, told: Any) -> None:
+def _publish(folder: Path, config: Config) -> dict[str, Any]:
     started = time.monotonic()
     run = publish(folder / "results", folder / "frontier.duckdb", config)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    told.put({"run": run, "publish_s": round(time.monotonic() - started, 1), "publish_peak_mb": round(peak)})
+    return {"run": run, "publish_s": round(time.monotonic() - started, 1), "publish_peak_mb": round(peak)}
 
 
 def main(rows: Annotated[int, typer.Option(help="Per-prompt rows of all methods together.")] = 10_000_000) -> None:
@@ -75,12 +76,10 @@ def main(rows: Annotated[int, typer.Option(help="Per-prompt rows of all methods 
     prompts = rows // points
     context = multiprocessing.get_context("spawn")  # a process of its own: its peak memory is that of publication
     with tempfile.TemporaryDirectory() as name:
-        folder, told = Path(name), context.Queue()
+        folder = Path(name)
         write_results(folder / "results", config, prompts)
-        process = context.Process(target=_publish, args=(folder, config, told))
-        process.start()
-        report = told.get()
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            report = process.submit(_publish, folder, config).result()  # raises if the process is killed
         store, run = Store(folder / "frontier.duckdb"), report["run"]
         queries = {
             "runs": lambda: store.runs(),
