@@ -59,7 +59,9 @@ def main() -> None:
 
 def _line(result: dict[str, Any]) -> str:
     sides = ", ".join(f"{side} {seconds:.3f} s" for side, seconds in result["medians_s"].items())
-    return f"({result['entry']}) {result['ratio']:.2f}: {sides}"
+    shares = [f"{name} {share:.0%}" for name, share in result.get("profile", {}).items()]
+    profile = f"\n    of one step's processor time: {', '.join(shares)}" if shares else ""
+    return f"({result['entry']}) {result['ratio']:.2f}: {sides}{profile}"
 
 
 def _table(results: list[dict[str, Any]], machine: dict[str, Any], console: Console) -> None:

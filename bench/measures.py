@@ -101,7 +101,7 @@ def arithmetic(subject: Subject, rounds: int) -> dict[str, Any]:
         for dtype, (_, flops) in products.items()
     }
     used = str(policy.model.dtype).removeprefix("torch.")
-    more = {"achieved_flops": achieved, "peak_flops": peaks, "dtype": used}
+    more = {"achieved_flops": achieved, "peak_flops": peaks, "dtype": used, "profile": _shares(step)}
     report = entry("e", "FLOP/s of forward + backward / peak of a product", seconds, 0.6, **more)
     return {**report, "ratio": achieved / max(peaks.values()), "larger_is_better": True}
 
@@ -163,6 +163,15 @@ def _product(dtype: torch.dtype) -> tuple[Callable[[], Tensor], float]:
     size = 2048 if dtype == torch.float32 or torch.cpu._is_avx512_bf16_supported() else 512
     a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     return lambda: a @ b, 2.0 * size**3
+
+
+def _shares(step: Callable[[], None]) -> dict[str, float]:
+    """Share of the processor time of one step by operator, the eight largest (torch.profiler)."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    total = sum(times.values())
+    return {name: round(times[name] / total, 3) for name in sorted(times, key=times.__getitem__, reverse=True)[:8]}
 
 
 def _memory(count: int, tiny: bool) -> float:
