@@ -13,6 +13,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.set-up
 BENCH := $(CURDIR)/.venv-bench
 SCALE := $(CURDIR)/.venv-scale
+S3 := $(CURDIR)/.venv-s3
 LOCKS := requirements.lock assets.lock pyproject.toml
 
 # Stages side by side in `make repro` (`make repro JOBS=1`: one after the other), each with its share of the cores: two
@@ -30,10 +31,10 @@ export DO_NOT_TRACK := 1
 export CLP_PROJECT := $(CURDIR)
 export PATH := $(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test slow browser lint bench scale dashboard server worker deploy retrain lock clean
+.PHONY: help setup repro test slow browser lint bench scale dashboard server worker deploy retrain s3 remote push pull lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
+	@grep -E '^[a-z0-9]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
 
 setup: $(STAMP) ## build .venv from requirements.lock and assets.lock (done once; again when they change)
 
@@ -81,7 +82,7 @@ repro: $(STAMP) ## run what is out of date in the pipeline, then print the compa
 test: $(STAMP) ## run the fast tests with coverage of src (ARGS="-k name" is passed on)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
 
-slow: $(STAMP) ## run the slow tests: a Prefect server and worker, whole pipelines
+slow: $(STAMP) $(S3)/.set-up ## run the slow tests: a Prefect server and worker, whole pipelines
 	@$(PY) -m pytest -m slow $(ARGS)
 
 browser: $(STAMP) ## run the tests that drive headless Chromium
@@ -131,13 +132,33 @@ worker: $(STAMP) ## start the worker that runs deployed flows (stays in the fore
 	exec prefect worker start --pool clp-process --type process
 
 deploy: $(STAMP) ## register the scheduled retraining with the server
-	@$(PY) -m flows.check server
+	@$(PY) -m flows.check deployments
+	$(PY) -m flows.check server
 	$(PY) -m flows.check pool >/dev/null 2>&1 || prefect --no-prompt work-pool create clp-process --type process
 	prefect --no-prompt deploy --prefect-file prefect.yaml --all
 
 retrain: $(STAMP) ## run the deployed retraining now and wait for it
 	@$(PY) -m flows.check worker
 	prefect deployment run retrain/retrain --watch
+
+# DVC's S3 packages exclude the pinned botocore, whose descriptions are the corpus: an environment of its own once more.
+$(S3)/.set-up: s3.lock
+	@echo "s3: building .venv-s3 from s3.lock"
+	rm -f $(S3)/.set-up
+	$(PY) -m venv --clear $(S3)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(S3)/bin/python -m pip install --quiet -r s3.lock
+	touch $(S3)/.set-up
+
+s3: $(STAMP) $(S3)/.set-up ## install what an s3:// remote needs (once)
+
+remote: $(STAMP) ## set where `make push` and `make pull` keep the artefacts (URL=folder or s3://bucket/path, ENDPOINT=http://...)
+	@$(PY) -m flows.remote set $(if $(ENDPOINT),--endpoint "$(ENDPOINT)") "$(URL)"
+
+push: $(STAMP) ## copy models, data, store and champion to the remote
+	@$(PY) -m flows.remote push
+
+pull: $(STAMP) ## fetch what dvc.lock and models/*.dvc name, without training
+	@$(PY) -m flows.remote pull
 
 lock: ## resolve pyproject.toml anew into requirements.lock
 	@for candidate in $(PYTHON) python3.11 python3; do if "$$candidate" -c '' 2>/dev/null; then python=$$candidate; break; fi; done

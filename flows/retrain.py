@@ -5,7 +5,6 @@ cancellation and a report. No edge is written down here: the graph is read from 
 """
 
 import json
-import logging
 import os
 import sys
 import time
@@ -13,13 +12,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import MissingContextError
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import artifacts, remote
+from flows.stage_log import StageLog, run_id
 from flows.stage_process import StageProcesses
 
 Graph = dict[str, tuple[str, ...]]
@@ -80,30 +80,34 @@ def run_stage(stage: str, workspace: Path, processes: StageProcesses, force: boo
     flags = ["--single-item", *(["--force"] if force else [])]
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *flags, stage]
     started = time.monotonic()
-    lines = processes.run(command, cwd=workspace, log=_logger().info, name=stage)
-    return StageResult(stage, _status(lines), round(time.monotonic() - started, 1))
+    lines = processes.run(command, cwd=workspace, log=StageLog(stage, workspace), name=stage)
+    result = StageResult(stage, _status(lines), round(time.monotonic() - started, 1))
+    if run_id() is not None and result.status != "up to date":
+        artifacts.of_stage(stage, workspace)
+    return result
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
 def promote(workspace: Path, processes: StageProcesses) -> StageResult:
-    """Decide whether what was trained takes the champion's place; the decision is an artifact and in the store."""
+    """Decide whether what was trained takes the champion's place; the decision is an artifact and in the store.
+
+    A new champion goes to the workspace's DVC remote, if it has one.
+    """
     started = time.monotonic()
     command = [sys.executable, "-m", "clp_lightning.cli", "promote", "--json"]
-    lines = processes.run(command, cwd=workspace, log=_logger().info, name="promote")
+    log = StageLog("promote", workspace)
+    lines = processes.run(command, cwd=workspace, log=log, name="promote")
     row = json.loads(next(line for line in reversed(lines) if line == "null" or line.startswith("{")))
     if row is None:
         status = "nothing new"
     else:
         status = "promoted" if row["promoted"] else "not promoted"
         create_table_artifact([row], key="retrain-promotion", description=f"{status}: {'; '.join(row['reasons'])}")
+        artifacts.frontier(workspace)
+    if status == "promoted" and remote.url(workspace) is not None:
+        for command in remote.commands(workspace, "push"):
+            processes.run(command, cwd=workspace, log=log, name="push")
     return StageResult("promote", status, round(time.monotonic() - started, 1))
-
-
-def _logger() -> Any:
-    try:
-        return get_run_logger()
-    except MissingContextError:  # called as a plain function
-        return logging.getLogger(__name__)
 
 
 @flow(name="retrain")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from test_flows import alive, pids_in, wait_until
 
@@ -128,6 +130,14 @@ class Prefect:
         )
         return run["id"]
 
+    def deployed(self, name: str, **parameters: Any) -> str:
+        deployment = self.api(f"deployments/name/{name}")["id"]
+        return self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+
+    def artifacts(self, run: str) -> dict[str, str]:
+        found = self.api("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}, "limit": 200})
+        return {artifact["key"]: artifact["type"] for artifact in found}
+
     def state(self, run: str) -> str:
         return self.api(f"flow_runs/{run}")["state"]["name"]
 
@@ -233,6 +243,72 @@ def test_cancelled_run_leaves_no_process_and_a_second_run_at_once_is_refused(pre
     (project / "dvc.yaml").write_text(SLEEPING.replace("300", "0"))  # no lock of the killed run stands in the way
     assert prefect.ended(prefect.submit(project)) == "Completed"
     assert (project / "never.txt").exists()
+
+
+REFRESHED = """
+stages:
+  corpus:
+    cmd: mkdir -p data/corpus && cp source.json data/corpus/card.json
+    outs: [data/corpus]
+  train:
+    cmd: cp data/corpus/card.json model.json
+    deps: [data/corpus]
+    outs: [model.json]
+"""
+
+
+def test_a_new_corpus_is_trained_on_and_the_same_one_is_not(prefect, toy_pipeline):
+    project = toy_pipeline(REFRESHED)
+
+    def refresh(digest: str) -> set[str]:
+        (project / "source.json").write_text(json.dumps({"sha256": digest}))
+        before = retrainings(prefect)
+        run = prefect.deployed("refresh-data/refresh-data", workspace=str(project))
+        assert prefect.ended(run) == "Completed", prefect.messages(run)
+        return retrainings(prefect) - before
+
+    (started,) = refresh("one")
+    assert prefect.ended(started) == "Completed"
+    assert json.loads((project / "model.json").read_text()) == {"sha256": "one"}
+    assert refresh("one") == set()
+    (started,) = refresh("two")
+    assert prefect.ended(started) == "Completed"
+    assert json.loads((project / "model.json").read_text()) == {"sha256": "two"}
+
+
+def test_the_champion_is_evaluated_at_other_weightings_and_its_stages_leave_artifacts(prefect, smoke, tmp_path):
+    project = Path(shutil.copytree(smoke, tmp_path / "project"))
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "commit", "--force", "--quiet"], cwd=project, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    values = (project / "params.yaml").read_text().replace("max_kl: 12.0", "max_kl: 1.0e+6")
+    (project / "params.yaml").write_text(values.replace("max_length_ratio: 2.0", "max_length_ratio: 1.0e+6"))
+    run = prefect.deployed("retrain/retrain", workspace=str(project), promotion=True)
+    assert prefect.ended(run, 200) == "Completed", prefect.messages(run)
+    assert prefect.stages(run) | {"promote": "promoted"} == prefect.stages(run)
+    kinds = prefect.artifacts(run)
+    assert kinds["publish-metrics"] == "table" and kinds["retrain-promotion"] == "table"
+    assert kinds["frontier"] == "image"
+    log = [json.loads(line) for line in (project / "logs" / f"{run}.jsonl").read_text().splitlines()]
+    assert {entry["run"] for entry in log} == {run} and {"publish", "promote"} <= {entry["stage"] for entry in log}
+
+    wanted = ["informativeness=0.25,brevity=0.75"]
+    run = prefect.deployed("evaluate/evaluate", workspace=str(project), weightings=wanted)
+    assert prefect.ended(run, 120) == "Completed", prefect.messages(run)
+    assert prefect.artifacts(run)["evaluation"] == "table"
+    answers = pd.read_parquet(project / "reports" / "evaluations" / f"{run}.parquet")
+    assert set(answers["w:brevity"]) == {0.75}
+
+    (project / "models" / "champion.json").write_text("{")
+    run = prefect.deployed("evaluate/evaluate", workspace=str(project))
+    assert prefect.ended(run) == "Failed"
+    assert wait_until(lambda: "cannot read models/champion.json" in prefect.messages(run), 20)
+
+
+def retrainings(prefect) -> set[str]:
+    runs = prefect.api("flow_runs/filter", {"flows": {"name": {"any_": ["retrain"]}}, "limit": 200})
+    return {run["id"] for run in runs}
 
 
 def group_members(group: int) -> list[int]:

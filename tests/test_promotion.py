@@ -105,6 +105,7 @@ def test_a_kept_policy_outlives_the_pipelines_next_one(project):
     assert champion.rollback("2026-01-03T00:00:00")["id"] == first
     assert champion.current() == {
         "id": first, "method": "clp-full", "promoted_at": "2026-01-03T00:00:00", "history": [],
+        "rolled_back": [second],
     }  # fmt: skip
     with pytest.raises(UsageError, match="no earlier champion"):
         champion.rollback("2026-01-04T00:00:00")

@@ -19,7 +19,7 @@ from results_factory import config, write_method, write_results
 
 from clp_lightning import frontier
 from clp_lightning.errors import ClpError
-from clp_lightning.store import Store, publish
+from clp_lightning.store import Store, forget, publish
 from clp_lightning.store_schema import CREATE, SCHEMA_VERSION
 
 CONFIG = config()
@@ -382,19 +382,39 @@ def test_runs_of_the_first_schema_are_brought_over(project):
     assert not list(project.glob("*.set-aside"))
 
 
-def test_runs_of_the_second_schema_are_brought_over(project):
+@pytest.mark.parametrize(("version", "newer"), [(2, ["decisions", "stages"]), (3, ["stages"])])
+def test_runs_of_later_schemas_are_brought_over(project, version, newer):
     path = project / "frontier.duckdb"
     with duckdb.connect(path) as connection:
-        connection.execute("DROP TABLE decisions; UPDATE meta SET schema_version = 2; UPDATE runs SET run_id = 'old'")
-        connection.execute(
-            "; ".join(f"UPDATE {table} SET run_id = 'old'" for table in ("methods", "points", "results"))
-        )
+        for table in newer:
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("UPDATE meta SET schema_version = ?", [version])
+        for table in ("runs", "methods", "points", "results"):
+            connection.execute(f"UPDATE {table} SET run_id = 'old'")
     with pytest.raises(ClpError, match="schema"):
         Store(path).runs()
     run = publish(project / "results", path, CONFIG)
     store = Store(path)
     assert set(store.runs().run_id) == {run, "old"} and len(store.points("old")) == len(store.points(run))
-    assert store.decisions().empty
+    assert store.decisions().empty and store.stages("old").empty
+
+
+def test_stages_are_kept_with_their_run_and_runs_can_be_forgotten(project):
+    path = project / "frontier.duckdb"
+    first = Store(path).run()["run_id"]
+    stages = pd.DataFrame(
+        [{"stage": "sft", "started_at": pd.Timestamp("2026-01-01"), "seconds": 3.5, "peak_memory_mb": 9}]
+    )
+    other = CONFIG.model_copy(update={"seed": 1})
+    for file in (project / "results").glob("*/summary.json"):
+        file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+    second = publish(project / "results", path, other, stages)
+    store = Store(path)
+    assert store.runs().run_id.tolist() == [second, first]
+    assert store.stages(second).to_dict("records") == stages.to_dict("records") and store.stages(first).empty
+    forget(path, [second])
+    assert store.runs().run_id.tolist() == [first] and store.metrics(second).empty and store.stages(second).empty
+    assert len(store.points(first))
 
 
 def test_an_empty_store_says_so(project):

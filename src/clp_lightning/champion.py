@@ -15,7 +15,8 @@ from clp_lightning.files import atomic, fingerprint, read_json, write_json
 
 MODELS = Path("models")
 CHAMPION, KEPT = MODELS / "champion.json", MODELS / "kept"
-KEYS = {"id", "method", "promoted_at", "history"}  # history: ids of earlier champions, the last one last
+# history: ids of earlier champions, the last one last. rolled_back (optional): what people took back; it stays out.
+KEYS = {"id", "method", "promoted_at", "history"}
 
 
 def identity(method: str) -> str:
@@ -47,15 +48,32 @@ def current() -> dict[str, Any] | None:
     return entry
 
 
+def folder() -> Path:
+    """Return the champion's policy folder; raises `UsageError` before the first promotion."""
+    entry = current()
+    if entry is None:
+        raise UsageError("there is no champion yet; `clp promote` makes one of the policy that `make repro` trained")
+    return KEPT / entry["id"] / entry["method"]
+
+
+def resolve(model: Path) -> Path:
+    """Return `model` itself, or the champion's folder for the word `champion`."""
+    return folder() if model == Path("champion") and not model.exists() else model
+
+
 def crown(name: str, method: str, when: str) -> None:
     """Make a kept policy the champion; `when` is the time in ISO format. The file is swapped in atomically."""
     before = current()
     history = [] if before is None else [*before["history"], before["id"]]
-    write_json(CHAMPION, {"id": name, "method": method, "promoted_at": when, "history": history})
+    entry = {"id": name, "method": method, "promoted_at": when, "history": history}
+    write_json(CHAMPION, entry | _rolled_back(before))
 
 
 def rollback(when: str) -> dict[str, Any]:
-    """Make the champion's predecessor the champion again and return its entry; raises `UsageError` when there is none."""
+    """Make the champion's predecessor the champion again and return its entry; raises `UsageError` when there is none.
+
+    The policy that was taken back is not promoted again: the next scheduled run finds it still trained.
+    """
     now = current()
     if now is None or not now["history"]:
         raise UsageError(f"{CHAMPION}: there is no earlier champion to go back to")
@@ -63,8 +81,20 @@ def rollback(when: str) -> dict[str, Any]:
     method = _method_of(name)
     _check_kept(name, method)
     entry = {"id": name, "method": method, "promoted_at": when, "history": history}
+    entry |= {"rolled_back": [*_rolled_back(now).get("rolled_back", []), now["id"]]}
     write_json(CHAMPION, entry)
     return entry
+
+
+def _rolled_back(entry: dict[str, Any] | None) -> dict[str, Any]:
+    return {} if entry is None else {key: entry[key] for key in ("rolled_back",) if key in entry}
+
+
+def forget(names: set[str]) -> None:
+    """Take policies that are about to be removed out of the champion's history."""
+    entry = current()
+    if entry is not None and names & set(entry["history"]):
+        write_json(CHAMPION, entry | {"history": [name for name in entry["history"] if name not in names]})
 
 
 def _method_of(name: str) -> str:

@@ -25,7 +25,9 @@ def generate(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Texts to work on; without any, one per line of standard input.")
     ] = None,
-    model: Annotated[Path, typer.Option(help="Folder of a steerable policy.")] = Path("models/clp-full"),
+    model: Annotated[
+        Path, typer.Option(help="Folder of a steerable policy, or the word champion: the policy in use.")
+    ] = Path("models/clp-full"),
     weighting: Annotated[
         list[str] | None,
         typer.Option(help="Trade-off, e.g. informativeness=0.8,brevity=0.2; repeat it to compare several."),
@@ -48,6 +50,9 @@ def generate(
     for row, text in enumerate(texts):
         if not text.strip():
             raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
+    from clp_lightning import champion
+
+    model = champion.resolve(model)
     objectives = _objectives(model)
     from clp_lightning import weightings as simplex
 
@@ -88,7 +93,9 @@ def generate(
 def export(
     out: Annotated[Path, typer.Argument(help="Folder to write; it is replaced.")],
     weighting: Annotated[str, typer.Option(help="Trade-off to keep, e.g. informativeness=0.8,brevity=0.2.")],
-    model: Annotated[Path, typer.Option(help="Folder of a steerable policy.")] = Path("models/clp-full"),
+    model: Annotated[
+        Path, typer.Option(help="Folder of a steerable policy, or the word champion: the policy in use.")
+    ] = Path("models/clp-full"),
     format: Annotated[
         str, typer.Option(help="hf: a whole model for transformers; peft: an adapter of the base.")
     ] = "hf",
@@ -101,6 +108,9 @@ def export(
 
     Example: clp export --weighting informativeness=0.8,brevity=0.2 --format hf build/exported
     """
+    from clp_lightning import champion
+
+    model = champion.resolve(model)
     objectives = _objectives(model)
     from clp_lightning import weightings as simplex
 

@@ -34,6 +34,8 @@ class ProgressLines(ProgressBar):
         """Start the clock; a resumed run estimates from its own steps."""
         self.started = self.printed = time.monotonic()
         self.first = trainer.global_step
+        if self.enabled and self.first:
+            print(f"resumed after step {self.first} of {trainer.max_steps}", flush=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

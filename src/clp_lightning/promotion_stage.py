@@ -17,13 +17,16 @@ from clp_lightning.store_inputs import MethodResults, alike, read_method
 def promote(config: Config) -> dict[str, Any] | None:
     """Decide about the method that `promotion.method` names, keep it, record the decision, and crown it if it is better.
 
-    Returns the row of the store's table `decisions`, or None when the champion is that very policy. A champion that was
+    Returns the row of the store's table `decisions`, or None when there is nothing new to decide: the champion is that very
+    policy, it was refused against this champion under this rule before, or it was rolled back. A champion that was
     evaluated on other prompts or axes answers the present ones first. Raises `ClpError` when the pipeline is not up to date or
     the champion's files are damaged; the champion is then what it was.
     """
     method, before = config.promotion.method, champion.current()
     name = champion.identity(method)
-    if before is not None and before["id"] == name:
+    if before is not None and name in (before["id"], *before.get("rolled_back", [])):
+        return None
+    if before is not None and _refused(name, before["id"], config):
         return None
     reference = read_method(files.RESULTS / REFERENCE, REFERENCE, config.objectives)
     challenger = alike(reference, read_method(files.RESULTS / method, method, config.objectives))
@@ -44,6 +47,15 @@ def promote(config: Config) -> dict[str, Any] | None:
     if decision.promoted:
         champion.crown(name, method, now.isoformat(timespec="seconds"))
     return row
+
+
+def _refused(challenger: str, defender: str, config: Config) -> bool:
+    decisions, run = Store(files.STORE).decisions(), Store(files.STORE).run()["run_id"]
+    same = decisions[
+        (decisions.run_id == run) & (decisions.challenger == challenger) & (decisions.champion == defender)
+    ]
+    rule = config.promotion.model_dump(mode="json")
+    return any(not row.promoted and row.rule == rule for row in same.itertuples())
 
 
 def _defender(

@@ -25,10 +25,10 @@ def print_table(comparison: Mapping[str, Any], console: Console, *, points: bool
     if points or len(methods) <= FEW:
         title = f"Run {comparison['run']}: mean rewards [95 % interval]"
         if console.width >= WIDE:
-            console.print(_points_table(comparison, title, rewards=True, monitors=True))
+            console.print(points_table(comparison, title, rewards=True, monitors=True))
         else:
-            console.print(_points_table(comparison, title, rewards=True, monitors=False))
-            console.print(_points_table(comparison, "Monitored, never optimized", rewards=False, monitors=True))
+            console.print(points_table(comparison, title, rewards=True, monitors=False))
+            console.print(points_table(comparison, "Monitored, never optimized", rewards=False, monitors=True))
         console.print(f"w = {' : '.join(objectives)}. Rewards are standardized, higher is better.", style="dim")
     title = "Methods" if points or len(methods) <= FEW else f"Run {comparison['run']}"
     if console.width >= WIDE and len(objectives) <= 2:
@@ -202,8 +202,8 @@ def _budget(methods: Sequence[Mapping[str, Any]]) -> str:
     return f"Budget: {_count(usual)} rollouts each{' but ' + ', '.join(others) if others else ''}."
 
 
-def _points_table(comparison: Mapping[str, Any], title: str, *, rewards: bool, monitors: bool) -> Table:
-    """A row per point, with the columns that are asked for."""
+def points_table(comparison: Mapping[str, Any], title: str, *, rewards: bool, monitors: bool) -> Table:
+    """Return a table of every point of every method; needs `objectives` and `methods` of a comparison only."""
     objectives = comparison["objectives"]
     table = Table(title=title, **_LOOK)
     table.add_column("method", no_wrap=True)
@@ -225,7 +225,9 @@ def _share(value: Mapping[str, Any]) -> str:
     return f"{value['value']:.0%} [{low * 100:.0f},{high * 100:.0f}]"
 
 
-def _with_interval(value: float, interval: Sequence[float]) -> str:
+def _with_interval(value: float, interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return f"{value:.2f}"
     return f"{value:.2f} [{interval[0]:.2f},{interval[1]:.2f}]".replace("-0.00", "0.00")
 
 

@@ -1,10 +1,18 @@
 """Where the stages' files lie, relative to the project folder, and how metrics, curves and checkpoints are written."""
 
+import contextlib
+import datetime
+import resource
 import shutil
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clp_lightning.files import atomic, fingerprint, write_json
+import pandas as pd
+
+from clp_lightning.files import atomic, fingerprint, read_json, write_json
 
 CORPUS, PAIRS, NORMALIZATION = Path("data/corpus"), Path("data/pairs"), Path("data/normalization.json")
 BASE, REFERENCE, REWARD_MODEL = Path("models/base"), Path("models/reference"), Path("models/informativeness")
@@ -35,3 +43,21 @@ def curve(stage: str, rows: list[dict[str, float]]) -> None:
 def remove(folder: Path) -> None:
     """Delete what a stage that has succeeded needs no longer."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def recorded(stage: str) -> Iterator[None]:
+    """Note when a stage ran, for how long and with how much memory; of one that fails, the last success stays noted."""
+    now, started = datetime.datetime.now(datetime.UTC), time.monotonic()
+    yield
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+    values = {"seconds": round(time.monotonic() - started, 2), "peak_memory_mb": round(peak)}
+    started_at = now.replace(tzinfo=None).isoformat(timespec="milliseconds")
+    write_json(REPORTS / "stages" / f"{stage}.json", {"stage": stage, "started_at": started_at} | values)
+
+
+def executions() -> pd.DataFrame:
+    """Return what `recorded` noted, one row per stage."""
+    rows = [read_json(path, remedy="delete it") for path in sorted((REPORTS / "stages").glob("*.json"))]
+    frame = pd.DataFrame(rows, columns=["stage", "started_at", "seconds", "peak_memory_mb"])
+    return frame.assign(started_at=pd.to_datetime(frame["started_at"]))

@@ -104,7 +104,7 @@ def publish(config: Config) -> None:
     from clp_lightning.store import Store
     from clp_lightning.store_publish import publish as publish_store
 
-    run = publish_store(files.RESULTS, files.STORE, config)
+    run = publish_store(files.RESULTS, files.STORE, config, files.executions())
     for reason in Store(files.STORE).methods(run).problem.dropna():
         print(f"clp: warning: left out of the comparison: {reason}", file=sys.stderr)
     compared = comparison(Store(files.STORE), run)
@@ -125,8 +125,10 @@ def run(name: str, config: Config, method: str | None = None) -> None:
     if name in METHOD_STAGES:
         if method is None:
             raise UsageError(f"stage {name} needs --method; one of {', '.join(config.compared)}")
-        getattr(method_stages, name)(config, method)
+        with files.recorded(f"{name}@{method}"):
+            getattr(method_stages, name)(config, method)
     elif name in STAGES:
-        STAGES[name](config)
+        with files.recorded(name):
+            STAGES[name](config)
     else:
         raise UsageError(f"no stage {name!r}; stages: {', '.join([*STAGES, *METHOD_STAGES])}")

@@ -13,10 +13,10 @@ import pandas as pd
 from clp_lightning.config_methods import REFERENCE
 from clp_lightning.errors import ClpError
 from clp_lightning.store_inputs import MONITORS
-from clp_lightning.store_publish import publish, record_decision
+from clp_lightning.store_publish import forget, publish, record_decision
 from clp_lightning.store_schema import attach, not_a_store
 
-__all__ = ["MONITORS", "REFERENCE", "Store", "publish", "record_decision"]
+__all__ = ["MONITORS", "REFERENCE", "Store", "forget", "publish", "record_decision"]
 
 
 class Store:
@@ -71,6 +71,10 @@ class Store:
         """Training curves: method, step, name, value."""
         query = "SELECT * EXCLUDE (run_id) FROM m.curves WHERE run_id = ? ORDER BY method, name, step"
         return self._query(query, run)
+
+    def stages(self, run: str) -> pd.DataFrame:
+        """The last execution of each stage that a run rests on, in order: stage, started_at, seconds, peak_memory_mb."""
+        return self._query("SELECT * EXCLUDE (run_id) FROM m.stages WHERE run_id = ? ORDER BY started_at, stage", run)
 
     def decisions(self) -> pd.DataFrame:
         """Every promotion and refusal, the latest first; columns as in the table `decisions`, `rule` is a dict."""

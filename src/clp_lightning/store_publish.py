@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,10 @@ from clp_lightning.store_schema import (
 LIBRARIES = ("clp-lightning", "torch", "transformers", "lightning", "moocore", "numpy", "duckdb", "botocore")
 
 
-def publish(results: Path | str, store: Path | str, config: Config) -> str:
+def publish(results: Path | str, store: Path | str, config: Config, stages: pd.DataFrame | None = None) -> str:
     """Add the run whose results lie in `results/METHOD` to the store and return its run_id.
 
+    `stages` are the last executions of the pipeline's stages: stage, started_at, seconds, peak_memory_mb.
     A method whose results are missing or unusable is left out; `methods.problem` says why.
 
     The new file is built beside `store` and swapped in; earlier runs are copied forward, from an older schema too. Identical
@@ -52,20 +53,36 @@ def publish(results: Path | str, store: Path | str, config: Config) -> str:
     run_id = fingerprint(
         SCHEMA_VERSION, params, problems, *(f.parquet for f in found), *(f.summary for f in found)
     )  # fmt: skip
-    frames = _frames(found, problems, config)
+    frames = _frames(found, problems, config) | ({} if stages is None or stages.empty else {"stages": stages})
     with _rebuilding(store) as (connection, previous):
         _write(connection, run_id, frames, found, config, previous)
     return run_id
 
 
 def record_decision(store: Path | str, decision: dict[str, Any]) -> None:
-    """Add a row to the table `decisions` of a store that is there; otherwise as `publish`."""
+    """Add a row to the table `decisions` of a store that is there; otherwise as `publish`.
+
+    It replaces a row about the same run, challenger and champion: a decision that was cut short is made again.
+    """
     with _rebuilding(Path(store)) as (connection, previous):
         if previous is None:
             raise ClpError(f"{store} does not exist or is no store; run `make repro` to build it")
         _create(connection)
-        _copy(connection, previous, None)
+        _copy(connection, previous, [])
+        connection.execute(
+            "DELETE FROM decisions WHERE run_id = ? AND challenger = ? AND champion IS NOT DISTINCT FROM ?",
+            [decision["run_id"], decision["challenger"], decision["champion"]],
+        )
         _insert(connection, "decisions", pd.DataFrame([decision]))
+
+
+def forget(store: Path | str, runs: Sequence[str]) -> None:
+    """Remove runs from a store; decisions about them stay. Raises as `publish`."""
+    with _rebuilding(Path(store)) as (connection, previous):
+        if previous is None:
+            raise ClpError(f"{store} does not exist or is no store; there is nothing to remove")
+        _create(connection)
+        _copy(connection, previous, runs)
 
 
 @contextlib.contextmanager
@@ -142,7 +159,7 @@ def _write(
 ) -> None:
     _create(connection)
     if previous is not None:
-        created = _copy(connection, previous, run_id)
+        created = _copy(connection, previous, [run_id])
         frames["runs"]["created_at"] = created or frames["runs"]["created_at"]
     for table, frame in frames.items():
         _insert(connection, table, frame.assign(run_id=run_id))
@@ -156,16 +173,18 @@ def _create(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("INSERT INTO meta VALUES (?)", [SCHEMA_VERSION])
 
 
-def _copy(connection: duckdb.DuckDBPyConnection, previous: Path, without: str | None) -> datetime.datetime | None:
-    """Bring the rows of another store over, but for those of the run `without`; returns when that was first published."""
+def _copy(connection: duckdb.DuckDBPyConnection, previous: Path, without: Sequence[str]) -> datetime.datetime | None:
+    """Bring the rows of another store over, but for those of the runs `without`; returns when the first of these began."""
     version = attach(connection, previous, older=True)
     for table in TABLES:
         if query := copy_of(table, version):
-            left_out = None if table in LASTING else without
+            left_out = [] if table in LASTING else list(without)
             connection.execute(
-                f"INSERT INTO {table} BY NAME FROM ({query}) WHERE run_id IS DISTINCT FROM ?", [left_out]
+                f"INSERT INTO {table} BY NAME FROM ({query}) WHERE NOT list_contains(?::VARCHAR[], run_id)", [left_out]
             )
-    created = connection.execute("SELECT created_at FROM m.runs WHERE run_id = ?", [without]).fetchone()
+    created = connection.execute(
+        "SELECT min(created_at) FROM m.runs WHERE list_contains(?::VARCHAR[], run_id)", [list(without)]
+    ).fetchone()
     connection.execute("DETACH m")
     return created[0] if created else None
 

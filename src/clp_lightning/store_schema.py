@@ -6,7 +6,7 @@ import duckdb
 
 from clp_lightning.errors import ClpError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 # Lists are in the order of runs.objectives. A method without a weighting (the reference policy) has NULL there.
 TABLES = {
@@ -46,6 +46,10 @@ TABLES = {
         run_id VARCHAR, method_a VARCHAR, method_b VARCHAR, statistic VARCHAR,
         difference DOUBLE,             -- a minus b
         low DOUBLE, high DOUBLE, probability DOUBLE""",
+    # the last execution of each stage that the run rests on
+    "stages": """
+        run_id VARCHAR, stage VARCHAR, started_at TIMESTAMP, seconds DOUBLE,
+        peak_memory_mb DOUBLE          -- of its process; NULL where the system does not tell""",
     # whether a challenger took the champion's place; champion is NULL the first time, and so is what compares with it
     "decisions": """
         run_id VARCHAR, decided_at TIMESTAMP, method VARCHAR, challenger VARCHAR, champion VARCHAR,
@@ -66,8 +70,11 @@ _V1 = {
     "results": "SELECT * EXCLUDE (document, reference_summary) FROM m.results",
     "curves": None,
     "decisions": None,
+    "stages": None,
 }
-MIGRATIONS: dict[int, dict[str, str | None]] = {SCHEMA_VERSION: {}, 2: {"decisions": None}, 1: _V1}
+MIGRATIONS: dict[int, dict[str, str | None]] = {
+    SCHEMA_VERSION: {}, 3: {"stages": None}, 2: {"decisions": None, "stages": None}, 1: _V1,
+}  # fmt: skip
 LASTING = ("decisions",)  # tables whose rows stay when a run is published anew
 
 

@@ -1,0 +1,63 @@
+"""What the flows are made of, without a server: progress lines, artifact keys, curves, mistakes in prefect.yaml."""
+
+import shutil
+
+import pytest
+
+from flows import artifacts
+from flows.check import wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "numbers"),
+    [
+        ("step 12 of 45, 1:40 left, loss 0.31", ("12", "45")),
+        ("sample: 3 of 11, 0:20 left", ("3", "11")),
+        ("3 of 4 is what it says", None),
+        ("misstep 3 of 4", None),
+    ],
+)
+def test_progress_is_read_from_the_lines_that_progress_prints(line, numbers):
+    found = artifacts.STEPS.search(line)
+    assert (found and tuple(group for group in found.groups() if group)) == numbers
+
+
+def test_artifact_keys_are_what_prefect_takes():
+    assert artifacts.key("train@clp-full+prompt", "metrics") == "train-clp-full-prompt-metrics"
+    assert artifacts.key("reward_model", "curve") == "reward-model-curve"
+
+
+def test_nested_metrics_become_rows():
+    assert artifacts.flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}}) == [("a", 1), ("b.c", 2), ("b.d.e", [3])]
+
+
+def test_a_curve_becomes_a_picture_also_with_gaps(tmp_path):
+    (tmp_path / "curve.csv").write_text("step,loss,kl,seconds\n1,2.0,,1\n2,1.0,0.5,1\n")
+    assert artifacts._plot(tmp_path / "curve.csv").startswith(b"\x89PNG")
+
+
+def test_the_projects_own_deployments_are_right(repository, tmp_path):
+    assert wrong(repository / "prefect.yaml") is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('cron: "0 3 * * *"', 'cron: "0 25 * * *"', "deployment 'retrain': schedule '0 25 * * *' in 'UTC'"),
+        ('cron: "0 3 * * *"', 'cron: "every night"', "schedule 'every night'"),
+        ("timezone: UTC", "timezone: Mars/Base", "in 'Mars/Base'"),
+        ("        timezone: UTC\n", "", "a schedule lacks 'timezone'"),
+        ("name: clp-process", "name: gpu-pool", "work pool 'gpu-pool' is not 'clp-process'"),
+        ("deployments:", "deployment:", "no deployments can be read"),
+        ("deployments:", "deployments: [", "no deployments can be read"),
+    ],
+)
+def test_a_mistake_in_the_deployments_is_one_line(repository, tmp_path, old, new, message):
+    file = tmp_path / "prefect.yaml"
+    text = (repository / "prefect.yaml").read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    line = wrong(file)
+    assert line is not None and message in line and "\n" not in line, line
+    shutil.rmtree(tmp_path)
+    assert "no deployments can be read" in wrong(file)
