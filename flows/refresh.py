@@ -15,13 +15,14 @@ CARD = Path("data") / "corpus" / "card.json"
 
 
 @flow(name="refresh-data")
-def refresh_data(workspace: str = ".", deployment: str = "retrain/retrain") -> str:
+def refresh_data(workspace: str = ".", deployment: str = "retrain/retrain", promotion: bool = True) -> str:
     """Run the stage `corpus` anew and start the retraining if its hash changed; returns "unchanged" or "changed".
 
     Args:
         workspace: folder with a dvc.yaml, relative to the project.
         deployment: what retrains; it gets the same workspace. A run that is going on already reads the new corpus, or the
             next scheduled one does.
+        promotion: as for the retraining.
     """
     folder, processes = Path(workspace), StageProcesses()
     before = digest(folder)
@@ -37,7 +38,7 @@ def refresh_data(workspace: str = ".", deployment: str = "retrain/retrain") -> s
     logger.info("the corpus changed from %s to %s: retraining", before, after)
     if line := missing():
         raise RuntimeError(f"the corpus changed, but its retraining would wait for ever: {line}")
-    run_deployment(deployment, parameters={"workspace": workspace}, timeout=0)
+    run_deployment(deployment, parameters={"workspace": workspace, "promotion": promotion}, timeout=0)
     return "changed"
 
 

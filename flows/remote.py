@@ -25,10 +25,10 @@ class RemoteError(RuntimeError):
 
 def url(workspace: Path) -> str | None:
     """Return where the workspace's default remote lies, or None when none is set."""
-    lines = _dvc(workspace, "remote", "list", executable=_executable(None)).splitlines()
     default = _dvc(workspace, "config", "core.remote", executable=_executable(None), check=False).strip()
-    found = dict(line.split(maxsplit=1) for line in lines if line.strip())
-    return found.get(default, "").split("\t")[0].removesuffix("(default)").strip() or None
+    if not default:
+        return None
+    return _dvc(workspace, "config", f"remote.{default}.url", executable=_executable(None)).strip()
 
 
 def commands(workspace: Path, action: str) -> list[list[str]]:
