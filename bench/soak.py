@@ -96,7 +96,7 @@ def soak(work: Path, runs: int, seed: int) -> dict[str, Any]:
 def hits(dice: random.Random) -> Iterator[tuple[str, float]]:
     """Draw one or two deaths of a run: who, and after how many seconds of it."""
     for _ in range(dice.choice((1, 1, 2))):
-        yield dice.choice(VICTIMS), dice.uniform(3, 40)
+        yield dice.choice(VICTIMS), dice.uniform(3, 30)
 
 
 def kill(victim: str, seconds: float, run: str, prefect: PrefectProcesses, workspace: Path) -> int:
