@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -126,7 +127,8 @@ def retrain(
         parallel: stages that may run side by side; one training keeps two cores busy.
         force: run every stage, also those that are up to date.
         target: stop at this stage; null is the whole pipeline.
-        retries: times a failed stage is tried again; a training resumes from its checkpoint.
+        retries: times a failed stage is tried again, unless it said what is wrong with its parameters or files; a training
+            resumes from its checkpoint.
         promotion: decide at the end whether the new policy takes the champion's place.
     """
     if promotion and target is not None:
@@ -137,7 +139,9 @@ def retrain(
         raise ValueError(f"retries: must be at least 0, but found {retries}")
     graph = read_graph(workspace, target)
     processes = StageProcesses()
-    stage_task = run_stage.with_options(retries=retries, retry_condition_fn=lambda *_: not processes.closed)
+    stage_task = run_stage.with_options(
+        retries=retries, retry_condition_fn=lambda task, run, state: not processes.closed and _may_pass(state)
+    )
     futures: dict[str, PrefectFuture[StageResult]] = {}
     runner: ThreadPoolTaskRunner[StageResult] = ThreadPoolTaskRunner(max_workers=parallel)
     with runner:
@@ -156,6 +160,11 @@ def retrain(
             # before the runner joins its threads, which wait for these processes
             processes.end_all()
     return _report(futures)
+
+
+def _may_pass(state: State) -> bool:
+    """Whether another try can help: a stage that ended with `clp: error: ...` will say the same again."""
+    return "clp: error: " not in (state.message or "")
 
 
 def _report(futures: dict[str, PrefectFuture[StageResult]]) -> list[dict[str, Any]]:

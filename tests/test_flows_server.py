@@ -89,6 +89,11 @@ class Prefect:
         self.started.append(process)
         return process
 
+    def kill(self, target: str) -> None:
+        process = next(process for process in reversed(self.started) if process.args == ["make", target])
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, cwd=self.repository, env=self.environment, capture_output=True, text=True, timeout=180
@@ -245,6 +250,32 @@ def test_cancelled_run_leaves_no_process_and_a_second_run_at_once_is_refused(pre
     assert (project / "never.txt").exists()
 
 
+UNLUCKY = """
+stages:
+  flaky:
+    cmd: echo try >> tries && test $(wc -l < tries) -ge 2 && touch flaky.txt
+    outs: [flaky.txt]
+"""
+WRONG = """
+stages:
+  wrong:
+    cmd: "echo try >> tries; echo 'clp: error: params.yaml: no such method' >&2; false"
+    outs: [wrong.txt]
+"""
+
+
+def test_a_stage_is_tried_again_where_that_can_help_and_not_where_its_parameters_are_wrong(prefect, toy_pipeline):
+    project = toy_pipeline(UNLUCKY)
+    run = prefect.deployed("retrain/retrain", workspace=str(project), promotion=False, retries=2)
+    assert prefect.ended(run) == "Completed"
+    assert (project / "tries").read_text() == "try\n" * 2
+    (project / "dvc.yaml").write_text(WRONG)
+    (project / "tries").unlink()
+    run = prefect.deployed("retrain/retrain", workspace=str(project), promotion=False, retries=2)
+    assert prefect.ended(run) == "Failed"
+    assert (project / "tries").read_text() == "try\n"
+
+
 REFRESHED = """
 stages:
   corpus:
@@ -304,6 +335,25 @@ def test_the_champion_is_evaluated_at_other_weightings_and_its_stages_leave_arti
     run = prefect.deployed("evaluate/evaluate", workspace=str(project))
     assert prefect.ended(run) == "Failed"
     assert wait_until(lambda: "cannot read models/champion.json" in prefect.messages(run), 20)
+
+
+def test_after_the_server_was_killed_the_next_run_completes(prefect, toy_pipeline):
+    project = toy_pipeline(SLEEPING)
+    run = prefect.submit(project)
+    assert wait_until((project / "pids").exists, 60), prefect.logs()
+    group = os.getpgid(pids_in(project)[0])
+    prefect.kill("server")
+    time.sleep(3)
+    prefect.start("server")
+    assert wait_until(prefect.healthy, 90), prefect.logs()
+    (project / "dvc.yaml").write_text(SLEEPING.replace("300", "0"))
+    if prefect.state(run) not in ("Failed", "Crashed"):  # the flow came through: it is cancelled like any other
+        prefect.api(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
+    assert wait_until(lambda: not group_members(group), 60), prefect.logs()
+    prefect.ended(run)
+    assert wait_until(lambda: "ONLINE" in prefect.workers(), 60), prefect.logs()
+    assert prefect.ended(prefect.submit(project)) == "Completed"
+    assert (project / "never.txt").exists()
 
 
 def retrainings(prefect) -> set[str]:

@@ -417,6 +417,41 @@ def test_stages_are_kept_with_their_run_and_runs_can_be_forgotten(project):
     assert len(store.points(first))
 
 
+def test_a_folder_without_write_permission_is_one_line_and_keeps_the_store(project):
+    before, code = (
+        (project / "frontier.duckdb").read_bytes(),
+        """
+        import sys
+        from results_factory import config
+        from clp_lightning.errors import ClpError
+        from clp_lightning.store import publish
+        try:
+            publish("results", "frontier.duckdb", config())
+        except ClpError as error:
+            print(error)
+        """,
+    )
+    project.chmod(0o555)
+    try:
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        if os.geteuid() == 0:  # root may write everywhere, but for a process without that capability
+            command = ["setpriv", "--bounding-set=-dac_override", *command]
+        done = subprocess.run(
+            command,
+            cwd=project,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        project.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot write frontier.duckdb: ") and done.stdout.count("\n") == 1
+    assert "fix permissions" in done.stdout
+    assert (project / "frontier.duckdb").read_bytes() == before
+
+
 def test_an_empty_store_says_so(project):
     path = project / "frontier.duckdb"
     with duckdb.connect(path) as connection:

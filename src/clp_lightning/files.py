@@ -31,7 +31,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         in_block = True
         yield beside
         in_block = False
-        _readable_by_others(beside)
+        _settle(beside)
         _replace(beside, path)
     except OSError as error:
         if in_block and error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(beside):
@@ -74,11 +74,16 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _readable_by_others(path: Path) -> None:
-    """Give files the mode that `open` would have given them: safetensors and temporary files are made with 0600."""
+def _settle(path: Path) -> None:
+    """Bring files to the disk, or a power cut after the swap could leave an empty one under the final name.
+
+    They also get the mode that `open` would have given them: safetensors and temporary files are made with 0600.
+    """
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             file.chmod(0o666 & ~_UMASK)
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def _aside(target: Path) -> Path:
