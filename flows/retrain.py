@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
@@ -105,6 +105,10 @@ def promote(workspace: Path, processes: StageProcesses) -> StageResult:
         status = "promoted" if row["promoted"] else "not promoted"
         create_table_artifact([row], key="retrain-promotion", description=f"{status}: {'; '.join(row['reasons'])}")
         artifacts.frontier(workspace)
+        report = [sys.executable, "-m", "clp_lightning.cli", "report"]
+        processes.run(report, cwd=workspace, log=log, name="report")
+        link = (workspace / "reports" / "report.html").resolve().as_uri()
+        create_link_artifact(link, key="report", link_text="figures and tables of the run", description=status)
     if status == "promoted" and remote.url(workspace) is not None:
         for command in remote.commands(workspace, "push"):
             processes.run(command, cwd=workspace, log=log, name="push")

@@ -315,12 +315,21 @@ def test_the_champion_is_evaluated_at_other_weightings_and_its_stages_leave_arti
     assert done.returncode == 0, done.stderr
     values = (project / "params.yaml").read_text().replace("max_kl: 12.0", "max_kl: 1.0e+6")
     (project / "params.yaml").write_text(values.replace("max_length_ratio: 2.0", "max_length_ratio: 1.0e+6"))
+    storage = tmp_path / "storage"
+    done = prefect.call(sys.executable, "-m", "flows.remote", "set", str(storage), "--workspace", str(project))
+    assert done.returncode == 0, done.stderr
     run = prefect.deployed("retrain/retrain", workspace=str(project), promotion=True)
     assert prefect.ended(run, 200) == "Completed", prefect.messages(run)
     assert prefect.stages(run) | {"promote": "promoted"} == prefect.stages(run)
     kinds = prefect.artifacts(run)
     assert kinds["publish-metrics"] == "table" and kinds["retrain-promotion"] == "table"
-    assert kinds["frontier"] == "image"
+    assert (
+        kinds["frontier"] == "image"
+        and kinds["report"] == "markdown"
+        and (project / "reports" / "report.html").exists()
+    )
+    assert any(storage.rglob("*")), "a new champion goes to the remote"
+    assert (project / "models" / "champion.json.dvc").exists()
     log = [json.loads(line) for line in (project / "logs" / f"{run}.jsonl").read_text().splitlines()]
     assert {entry["run"] for entry in log} == {run} and {"publish", "promote"} <= {entry["stage"] for entry in log}
 
