@@ -67,6 +67,9 @@ $(STAMP): $(LOCKS)
 repro: $(STAMP) ## run what is out of date in the pipeline, then print the comparison (RECIPE=smoke: in build/smoke)
 	@if [ -n "$(RECIPE)" ]; then
 	  $(PY) -m clp_lightning.workspace "$(RECIPE)" "build/$(RECIPE)"
+	fi
+	$(PY) -m flows.dvc_state "$(if $(RECIPE),build/$(RECIPE),.)"
+	if [ -n "$(RECIPE)" ]; then
 	  cd "build/$(RECIPE)"
 	fi
 	if ! dvc status --quiet >/dev/null 2>&1; then

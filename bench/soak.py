@@ -42,9 +42,13 @@ def main(
     """Soak the retraining; see the module's text."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(folder or temporary).resolve()
-        report = soak(work, runs, seed)
-        if control:
-            report["differences_from_undisturbed"] = undisturbed(work, runs)
+        try:
+            report = soak(work, runs, seed)
+            if control:
+                report["differences_from_undisturbed"] = undisturbed(work, runs)
+        except (RuntimeError, subprocess.CalledProcessError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
     print(json.dumps(report, indent=2))
     bad = ("inconsistent_stores", "orphans", "half_written_models", "failed_reads", "differences_from_undisturbed")
     sys.exit(1 if any(report.get(name) for name in bad) else 0)
@@ -55,6 +59,7 @@ def soak(work: Path, runs: int, seed: int) -> dict[str, Any]:
     dice = random.Random(seed)
     workspace = prepare("smoke", work / "disturbed", root=ROOT)
     os.environ[TOKEN] = str(os.getpid())
+    os.environ["OMP_NUM_THREADS"] = "1"  # two stages side by side; sums round alike in the undisturbed runs
     report: dict[str, Any] = {
         "runs": 0, "scheduled": 0, "kills": dict.fromkeys(VICTIMS, 0), "seconds": 0.0, "inconsistent_stores": [],
         "orphans": [], "half_written_models": [],

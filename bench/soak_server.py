@@ -43,7 +43,7 @@ class PrefectProcesses:
     def schedule(self, workspace: Path) -> str:
         """Schedule a retraining for now, as a deployment's schedule does; returns the run's id."""
         deployment = self.api("deployments/name/retrain/retrain")["id"]
-        parameters = {"workspace": str(workspace), "parallel": 1, "promotion": True, "retries": 0}
+        parameters = {"workspace": str(workspace), "parallel": 2, "promotion": True, "retries": 0}
         run = self.api(
             f"deployments/{deployment}/create_flow_run",
             {"parameters": parameters, "state": {"type": "SCHEDULED", "name": "Scheduled"}},

@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.deployments import run_deployment
 
+from flows import dvc_state
 from flows.check import missing
 from flows.stage_log import StageLog
 from flows.stage_process import StageProcesses
@@ -25,6 +26,8 @@ def refresh_data(workspace: str = ".", deployment: str = "retrain/retrain", prom
         promotion: as for the retraining.
     """
     folder, processes = Path(workspace), StageProcesses()
+    for line in dvc_state.heal(folder):
+        get_run_logger().warning(line)
     before = digest(folder)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", "--force", "corpus"]
     try:

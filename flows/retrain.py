@@ -12,14 +12,14 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import artifacts, remote
+from flows import artifacts, dvc_state, remote
 from flows.stage_log import StageLog, run_id
 from flows.stage_process import StageProcesses
 
@@ -82,6 +82,7 @@ def run_stage(stage: str, workspace: Path, processes: StageProcesses, force: boo
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *flags, stage]
     started = time.monotonic()
     lines = processes.run(command, cwd=workspace, log=StageLog(stage, workspace), name=stage)
+    dvc_state.keep(workspace)
     result = StageResult(stage, _status(lines), round(time.monotonic() - started, 1))
     if run_id() is not None and result.status != "up to date":
         artifacts.of_stage(stage, workspace)
@@ -141,6 +142,9 @@ def retrain(
         raise ValueError(f"parallel: must be at least 1, but found {parallel}")
     if retries < 0:
         raise ValueError(f"retries: must be at least 0, but found {retries}")
+    folder = Path(workspace)
+    for line in dvc_state.heal(folder):
+        get_run_logger().warning(line)
     graph = read_graph(workspace, target)
     processes = StageProcesses()
     stage_task = run_stage.with_options(
@@ -151,7 +155,6 @@ def retrain(
     with runner:
         try:
             # In the graph's order, so that a task that waits for another never holds the thread its upstream needs.
-            folder = Path(workspace)
             for stage, needs in graph.items():
                 arguments = {"stage": stage, "workspace": folder, "processes": processes, "force": force}
                 futures[stage] = runner.submit(stage_task, arguments, wait_for=[futures[name] for name in needs])

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from flows import artifacts
+from flows import artifacts, dvc_state
 from flows.check import wrong
 
 
@@ -61,3 +61,47 @@ def test_a_mistake_in_the_deployments_is_one_line(repository, tmp_path, old, new
     assert line is not None and message in line and "\n" not in line, line
     shutil.rmtree(tmp_path)
     assert "no deployments can be read" in wrong(file)
+
+
+LOCK = """schema: '2.0'
+stages:
+  left:
+    cmd: echo left > left.txt
+    outs:
+    - path: left.txt
+      hash: md5
+      md5: 0123456789abcdef0123456789abcdef
+      size: 5
+"""
+
+
+@pytest.fixture
+def killed(tmp_path, monkeypatch):
+    """A workspace whose dvc.lock was kept once."""
+    monkeypatch.setattr(dvc_state, "PATIENCE", 0.0)
+    (tmp_path / ".dvc" / "tmp").mkdir(parents=True)
+    (tmp_path / "dvc.lock").write_text(LOCK)
+    dvc_state.keep(tmp_path)
+    assert dvc_state.heal(tmp_path) == []
+    return tmp_path
+
+
+@pytest.mark.parametrize("end", [0, 9, 25, 60, len(LOCK) - 20])
+def test_a_lock_that_was_cut_short_comes_back(killed, end):
+    (killed / "dvc.lock").write_text(LOCK[:end])
+    dvc_state.keep(killed)  # what is broken is not kept
+    told = dvc_state.heal(killed)
+    text = (killed / "dvc.lock").read_text()
+    # cut between two lines it may still be a lock, of fewer outputs: DVC then runs the stage again
+    assert text == LOCK or (not told and text == LOCK[:end])
+    if end in (0, 9, 25):
+        assert text == LOCK and len(told) == 1
+    assert dvc_state.heal(killed) == []
+
+
+def test_without_a_copy_the_lock_goes_and_a_broken_rwlock_too(killed):
+    (killed / ".dvc" / "tmp" / "dvc.lock.kept").unlink()
+    (killed / "dvc.lock").write_text("")
+    (killed / ".dvc" / "tmp" / "rwlock").write_text('{"read": {')
+    assert len(dvc_state.heal(killed)) == 2
+    assert not (killed / "dvc.lock").exists() and not (killed / ".dvc" / "tmp" / "rwlock").exists()
