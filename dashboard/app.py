@@ -4,7 +4,11 @@ import argparse
 import functools
 import os
 
+import dominance_page
 import frontier_page
+import runs_page
+import samples_page
+import steering_page
 import streamlit as st
 
 from clp_lightning.store import Store
@@ -36,8 +40,18 @@ def follow(store: Store) -> None:
 st.set_page_config(page_title="CLP Lightning", layout="wide")
 store = open_store(store_path())
 st.session_state.drawn = store.identity() or "missing"
+PAGES = {
+    "Frontier": frontier_page,
+    "Dominance": dominance_page,
+    "Steering": steering_page,
+    "Samples": samples_page,
+    "Runs": runs_page,
+}
 page = st.navigation(
-    [st.Page(functools.partial(frontier_page.page, store), title="Frontier", url_path="frontier", default=True)],
+    [
+        st.Page(functools.partial(module.page, store), title=title, url_path=title.lower(), default=title == "Frontier")
+        for title, module in PAGES.items()
+    ],
     position="top",
 )
 page.run()

@@ -45,7 +45,7 @@ def frontier_figure(points: pd.DataFrame, objectives: Sequence[str], axes: tuple
         figure.update_yaxes(title={"text": f"{y} (standardized)", "standoff": 4})
     else:
         figure.update_yaxes(tickvals=[-row for row in range(len(styles))], ticktext=list(styles))
-    return _dress(figure, 500)
+    return dress(figure, 500)
 
 
 def hypervolume_figure(metrics: pd.DataFrame) -> go.Figure:
@@ -63,7 +63,7 @@ def hypervolume_figure(metrics: pd.DataFrame) -> go.Figure:
                      "arrayminus": [row.value - row.low], "color": colour, "thickness": 2.5, "width": 5},
             hovertemplate=f"{row.value:.2f}, 95 % [{row.low:.2f}, {row.high:.2f}]<extra></extra>",
         )  # fmt: skip
-    _dress(figure, 110 + 62 * len(volumes))
+    dress(figure, 110 + 62 * len(volumes))
     figure.update_layout(showlegend=False, margin={"t": 14})
     figure.update_xaxes(title={"text": "hypervolume", "standoff": 8})
     figure.update_yaxes(range=[-0.5, len(volumes) - 0.3], showgrid=False)
@@ -94,7 +94,8 @@ def _bars(own: pd.DataFrame, objective: str, colour: str) -> dict[str, object]:
             "arrayminus": value - own[f"low:{objective}"], "color": faint, "thickness": 1.2, "width": 0}  # fmt: skip
 
 
-def _dress(figure: go.Figure, height: int) -> go.Figure:
+def dress(figure: go.Figure, height: int) -> go.Figure:
+    """Give a figure the look that all of them share."""
     axis = {"gridcolor": GRID, "zeroline": False, "tickfont": {"color": FAINT}, "automargin": True, "fixedrange": True}
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)

@@ -72,6 +72,22 @@ class Store:
         query = "SELECT * EXCLUDE (run_id) FROM m.curves WHERE run_id = ? ORDER BY method, name, step"
         return self._query(query, run)
 
+    def history(self) -> pd.DataFrame:
+        """Hypervolume of every method in every run: run_id, published_at, method, value, low, high."""
+        query = """SELECT run_id, published_at, method, value, low, high FROM m.metrics JOIN m.runs USING (run_id)
+                   JOIN m.methods USING (run_id, method) WHERE metric = 'hypervolume' ORDER BY published_at, run_id, position"""
+        return self._query(query)
+
+    def answers(self, run: str, method: str, objective: int, at_most: float | None, limit: int) -> pd.DataFrame:
+        """The answers of a method with the least of the objective at that position, below `at_most` if it is given."""
+        query = """SELECT r.weighting, r.rewards, r.response, r.kl, r.length, p.document
+                   FROM m.results r JOIN m.prompts p USING (run_id, prompt_id)
+                   WHERE run_id = ? AND method = ? AND (?::DOUBLE IS NULL OR rewards[?::BIGINT] <= ?)
+                   ORDER BY rewards[?::BIGINT], prompt_id, weighting_id, response LIMIT ?"""
+        position = objective + 1  # lists of DuckDB begin at 1
+        frame = self._query(query, run, method, at_most, position, at_most, position, limit)
+        return self._named(run, frame)
+
     def stages(self, run: str) -> pd.DataFrame:
         """The last execution of each stage that a run rests on, in order: stage, started_at, seconds, peak_memory_mb."""
         return self._query("SELECT * EXCLUDE (run_id) FROM m.stages WHERE run_id = ? ORDER BY started_at, stage", run)

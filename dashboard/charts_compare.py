@@ -1,0 +1,138 @@
+"""Figures that set methods against each other: matrix, cost beside benefit, rewards by weight, history. No Streamlit."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from charts import FAINT, REFERENCE, dress
+
+Styles = Mapping[str, tuple[str, str]]
+FEW = 4  # methods whose bands can be told apart
+# white to the blue of the theme: readable with any colour vision, also in grey
+SCALE = [[0, "#FFFFFF"], [0.5, "#9CC7E4"], [1, "#0072B2"]]
+
+
+def matrix_figure(values: pd.DataFrame, what: str) -> go.Figure:
+    """Shares (0..1) of row method against column method as a labelled matrix; NaN is left empty."""
+    names = [html.escape(name) for name in values.index]
+    text = values.map(lambda value: "" if pd.isna(value) else f"{value:.0%}").to_numpy()
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=values.to_numpy(float), x=names, y=names, zmin=0, zmax=1, colorscale=SCALE, showscale=False, xgap=2, ygap=2,
+        hovertemplate=f"%{{y}} against %{{x}}<br>{html.escape(what)}: %{{z:.0%}}<extra></extra>",
+    )  # fmt: skip
+    for row, name in enumerate(names):
+        for column, other in enumerate(names):
+            value = values.iloc[row, column]
+            figure.add_annotation(
+                x=other, y=name, text=text[row][column], showarrow=False,
+                font={"size": 12 if len(names) > 8 else 14, "color": "white" if value > 0.65 else "#1F2933"},
+            )  # fmt: skip
+    dress(figure, 130 + 34 * max(4, len(names)))
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(side="top", showgrid=False, tickangle=-35 if len(names) > 4 else 0)
+    return figure
+
+
+def cost_figure(benefit: pd.DataFrame, cost: str, label: str, styles: Styles) -> go.Figure:
+    """Hypervolume with its interval against a cost; columns method, value, low, high and the cost."""
+    figure = go.Figure()
+    for row in benefit.itertuples():
+        colour, symbol = styles[row.method]
+        figure.add_scatter(
+            name=html.escape(row.method), x=[getattr(row, cost)], y=[row.value], mode="markers",
+            marker={"color": colour, "symbol": symbol, "size": 16 if row.method == REFERENCE else 13},
+            error_y={"type": "data", "symmetric": False, "array": [row.high - row.value],
+                     "arrayminus": [row.value - row.low], "color": colour, "thickness": 1.6, "width": 4},
+            hovertemplate=f"{html.escape(row.method)}<br>hypervolume {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
+                          f"<br>{html.escape(label)} %{{x:,.6~g}}<extra></extra>",
+        )  # fmt: skip
+    dress(figure, 420)
+    figure.update_xaxes(title={"text": label, "standoff": 8}, rangemode="tozero")
+    figure.update_yaxes(title={"text": "hypervolume", "standoff": 4})
+    return figure
+
+
+def steering_figure(
+    points: pd.DataFrame, objective: str, styles: Styles, value: str | None = None, label: str | None = None
+) -> go.Figure:
+    """Mean reward of an objective against its weight, a line per method; `value` and its `label` name another column.
+
+    Up to `FEW` methods have their 95 % bands: of more nothing would be seen.
+    """
+    column = value or f"reward:{objective}"
+    figure, methods = go.Figure(), points.method.nunique()
+    for method in points.method.unique():
+        own = points[points.method == method].dropna(subset=[f"w:{objective}"]).sort_values(f"w:{objective}")
+        if own.empty:
+            continue
+        colour, symbol = styles[method]
+        # several points may share a weight where there are more than two objectives: the line goes through their mean
+        line = own.groupby(f"w:{objective}")[[column]].mean()
+        if value is None and methods <= FEW:
+            band = own.groupby(f"w:{objective}")[[f"low:{objective}", f"high:{objective}"]].mean()
+            figure.add_scatter(
+                x=np.concatenate([band.index, band.index[::-1]]),
+                y=np.concatenate([band[f"low:{objective}"], band[f"high:{objective}"][::-1]]),
+                fill="toself", fillcolor=_faint(colour), line={"width": 0}, hoverinfo="skip", showlegend=False,
+                legendgroup=method, mode="lines",
+            )  # fmt: skip
+        figure.add_scatter(
+            name=html.escape(method), x=line.index, y=line[column], mode="lines+markers", legendgroup=method,
+            line={"color": colour, "width": 2.5}, marker={"color": colour, "symbol": symbol, "size": 8},
+            hovertemplate=f"{html.escape(method)}<br>weight %{{x:.2f}}: %{{y:.2f}}<extra></extra>",
+        )  # fmt: skip
+    dress(figure, 400 if methods <= FEW else 500)
+    figure.update_xaxes(title={"text": f"weight of {objective}", "standoff": 8}, range=[-0.03, 1.03])
+    figure.update_yaxes(title={"text": label or f"{objective} (standardized)", "standoff": 4})
+    return figure
+
+
+def history_figure(history: pd.DataFrame, styles: Styles, promoted: Sequence[str] = ()) -> go.Figure:
+    """Hypervolume of every method over the runs, oldest first; columns run_id, published_at, method, value, low, high.
+
+    Runs in `promoted` have a ring around their points.
+    """
+    figure = go.Figure()
+    order = history.sort_values("published_at").run_id.unique().tolist()
+    for method in history.method.unique():
+        own = history[history.method == method].sort_values("published_at")
+        colour, symbol = styles[method]
+        ring = [3 if run in promoted else 1 for run in own.run_id]
+        figure.add_scatter(
+            name=html.escape(method), x=[order.index(run) + 1 for run in own.run_id], y=own.value, mode="lines+markers",
+            line={"color": colour, "width": 1.5},
+            marker={"color": colour, "symbol": symbol, "size": 11,
+                    "line": {"color": ["#E69F00" if width > 1 else "white" for width in ring], "width": ring}},
+            error_y={"type": "data", "symmetric": False, "array": own.high - own.value,
+                     "arrayminus": own.value - own.low, "color": _faint(colour, 0.5), "thickness": 1.2, "width": 0},
+            customdata=np.stack([own.run_id, own.published_at.dt.strftime("%Y-%m-%d %H:%M")], axis=1),
+            hovertemplate=f"{html.escape(method)}<br>%{{customdata[1]}} UTC<br>run %{{customdata[0]}}"
+                          "<br>hypervolume %{y:.2f}<extra></extra>",
+        )  # fmt: skip
+    dress(figure, 400)
+    figure.update_xaxes(title={"text": "run, oldest first", "standoff": 8}, dtick=max(1, len(order) // 12))
+    figure.update_yaxes(title={"text": "hypervolume", "standoff": 4})
+    return figure
+
+
+def stages_figure(stages: pd.DataFrame) -> go.Figure:
+    """Seconds of each stage as bars, in the order in which they ran."""
+    figure = go.Figure()
+    figure.add_bar(
+        x=stages.seconds, y=stages.stage, orientation="h", marker={"color": "#0072B2"},
+        text=[f"{seconds:.0f} s" for seconds in stages.seconds], textposition="outside", cliponaxis=False,
+        customdata=stages.peak_memory_mb, hovertemplate="%{y}: %{x:.1f} s, %{customdata:,.0f} MB<extra></extra>",
+    )  # fmt: skip
+    dress(figure, 80 + 30 * len(stages))
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    figure.update_xaxes(title={"text": "seconds", "standoff": 8}, tickfont={"color": FAINT})
+    figure.update_layout(margin={"r": 60})
+    return figure
+
+
+def _faint(colour: str, strength: float = 0.13) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {strength})"

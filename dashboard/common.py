@@ -1,0 +1,88 @@
+"""What every page shares: which run and which methods are looked at (in the URL), and a sentence when there is nothing."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pandas as pd
+import streamlit as st
+
+from clp_lightning.errors import ClpError
+from clp_lightning.report import method_styles
+from clp_lightning.store import REFERENCE, Store
+
+CHART = {"displayModeBar": False, "responsive": True}
+
+
+class View(NamedTuple):
+    """A run as chosen on the page; frames hold the chosen methods only, `styles` has all of the run's."""
+
+    run: dict[str, Any]
+    run_id: str
+    objectives: list[str]
+    methods: list[str]
+    points: pd.DataFrame
+    metrics: pd.DataFrame
+    styles: dict[str, tuple[str, str]]
+
+
+def guarded(title: str, lead: str, draw: Callable[[Store], None], store: Store) -> None:
+    """Draw a page under its title; a store that cannot be read becomes one plain sentence."""
+    st.title(title)
+    st.caption(lead)
+    try:
+        draw(store)
+    except ClpError as error:
+        st.warning(f"There is nothing to show yet: {error}.", icon=":material/hourglass_empty:")
+
+
+def choose_view(store: Store) -> View:
+    """Let the user choose run and methods; raises `ClpError` when the store holds none."""
+    store.run()  # says so when there is none
+    run = store.run(choose_run(store))
+    run_id = run["run_id"]
+    points, metrics = store.points(run_id), store.metrics(run_id)
+    everything = list(points.method.unique())
+    chosen = everything
+    if len(everything) > 3:
+        picked = st.pills(
+            "Methods", everything, default=everything, selection_mode="multi", format_func=plain, key="methods",
+            bind="query-params",
+        )  # fmt: skip
+        chosen = [method for method in everything if method in picked] or everything
+    return View(
+        run, run_id, run["objectives"], chosen, points[points.method.isin(chosen)],
+        metrics[metrics.method.isin(chosen) & (metrics.target.isna() | ~metrics.target.isin(set(everything) - set(chosen)))],
+        method_styles(everything),
+    )  # fmt: skip
+
+
+def choose_run(store: Store, label: str = "Run", key: str = "run") -> str | None:
+    """Return the run chosen, None for the latest; a run in the URL that is not in the store is the latest."""
+    runs = store.runs()
+    if len(runs) < 2:
+        return None
+    labels = {row.run_id: f"{row.published_at:%Y-%m-%d %H:%M} · {row.run_id}" for _, row in runs.iterrows()}
+    options = ["latest", *labels]
+    run = st.selectbox(
+        label, options, format_func=lambda run: "Latest" if run == "latest" else labels.get(run, run), key=key,
+        bind="query-params",
+    )  # fmt: skip
+    return None if run == "latest" else run
+
+
+def without_reference(methods: list[str]) -> list[str]:
+    """Methods that can be steered: all but the reference policy."""
+    return [method for method in methods if method != REFERENCE]
+
+
+def download(frame: pd.DataFrame, name: str, label: str = "Download CSV") -> None:
+    """Offer a frame as a CSV file."""
+    st.download_button(
+        label, frame.to_csv(index=False).encode(), file_name=f"{name}.csv", mime="text/csv", icon=":material/download:",
+        key=f"download-{name}", on_click="ignore",
+    )  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """Escape what Streamlit's Markdown would interpret."""
+    return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>#|~$:" else letter for letter in text)

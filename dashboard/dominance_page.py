@@ -1,0 +1,115 @@
+"""Second page: who dominates whom, with which probability, and at what cost."""
+
+import charts
+import charts_compare
+import pandas as pd
+import streamlit as st
+from common import CHART, View, choose_view, download, guarded, plain
+from explanations import COSTS, METRICS, PAIRS
+
+from clp_lightning.report import CAVEAT
+from clp_lightning.store import Store
+
+
+def page(store: Store) -> None:
+    """Draw the page."""
+    lead = "Which method is better, by how much, and how sure that is. Nothing is averaged over training runs."
+    guarded("Dominance", lead, _page, store)
+
+
+def _page(store: Store) -> None:
+    view = choose_view(store)
+    st.markdown(_verdict(store, view))
+    st.header("Every method against every other")
+    kind = st.segmented_control(
+        "Statistic", list(PAIRS), default="dominated_share", format_func=lambda name: PAIRS[name].title, key="statistic",
+        bind="query-params", required=True,
+    )  # fmt: skip
+    values = pair_matrix(store, view, kind)
+    st.plotly_chart(
+        charts_compare.matrix_figure(values, PAIRS[kind].title), width="stretch", config=CHART, theme=None, key="matrix",
+        alt=f"Matrix of methods: {PAIRS[kind].sentence}",
+    )  # fmt: skip
+    pairs = len(view.methods) * (len(view.methods) - 1) // 2
+    st.caption(f"Row against column. {PAIRS[kind].sentence} {pairs} pairs are compared and none is corrected for that.")
+    download(values.reset_index(names="method"), f"{kind}-{view.run_id}")
+    _volumes_and_costs(store, view)
+    st.header("All measures")
+    _measures(view)
+    st.caption(CAVEAT)
+
+
+def _verdict(store: Store, view: View) -> str:
+    """Say in one sentence who is ahead of whom and how sure that is."""
+    volumes = view.metrics[view.metrics.metric == "hypervolume"].sort_values("value", ascending=False)
+    if len(volumes) < 2:
+        return "There is one method only."
+    first, second = volumes.method.iloc[0], volumes.method.iloc[1]
+    compared = store.comparisons(view.run_id)
+    pair = compared[
+        (compared.statistic == "hypervolume")
+        & (compared.method_a.isin([first, second]) & compared.method_b.isin([first, second]))
+    ].iloc[0]
+    sign = 1 if pair.method_a == first else -1
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    probability = pair.probability if sign == 1 else 1 - pair.probability
+    shown = "the interval excludes 0" if low > 0 else "**neither is shown to be better**"
+    return (
+        f"**{plain(first)}** encloses most, {sign * pair.difference:.2f} more than {plain(second)} "
+        f"(95 % interval {low:.2f} to {high:.2f}): ahead with probability {probability:.0%}, {shown}."
+    )
+
+
+def pair_matrix(store: Store, view: View, kind: str) -> pd.DataFrame:
+    """Return a statistic of PAIRS for every row method against every column method."""
+    values = pd.DataFrame(float("nan"), index=view.methods, columns=view.methods)
+    if kind == "hypervolume":
+        compared = store.comparisons(view.run_id)
+        for row in compared[compared.statistic == "hypervolume"].itertuples():
+            if row.method_a in view.methods and row.method_b in view.methods:
+                values.loc[row.method_a, row.method_b] = row.probability
+                values.loc[row.method_b, row.method_a] = 1 - row.probability
+        return values
+    for row in view.metrics[view.metrics.metric == kind].itertuples():
+        if row.target in view.methods:
+            values.loc[row.method, row.target] = row.value
+    return values
+
+
+def _volumes_and_costs(store: Store, view: View) -> None:
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.header("Hypervolume")
+        st.plotly_chart(
+            charts.hypervolume_figure(view.metrics), width="stretch", config=CHART, theme=None, key="hypervolume",
+            alt="Hypervolume of every method with its 95 % interval",
+        )  # fmt: skip
+        point = ", ".join(f"{value:g}" for value in view.run["reference_point"])
+        st.caption(f"Above the reference point ({point}), with 95 % intervals.")
+    with right:
+        st.header("Benefit beside cost")
+        cost = st.selectbox("Cost", list(COSTS), format_func=COSTS.__getitem__, key="cost", bind="query-params")
+        costs = store.methods(view.run_id)[["method", cost]]
+        volumes = view.metrics[view.metrics.metric == "hypervolume"][["method", "value", "low", "high"]]
+        benefit = volumes.merge(costs, on="method").dropna(subset=cost)
+        st.plotly_chart(
+            charts_compare.cost_figure(benefit, cost, COSTS[cost], view.styles), width="stretch", config=CHART,
+            theme=None, key="cost-figure", alt=f"Hypervolume against {COSTS[cost]}",
+        )  # fmt: skip
+        st.caption("Further up is better, further left is cheaper.")
+
+
+def _measures(view: View) -> None:
+    own = view.metrics[view.metrics.target.isna() & view.metrics.metric.isin(METRICS)]
+    table = own.pivot(index="method", columns="metric", values="value").reindex(view.methods)
+    table = table[[name for name in METRICS if name in table]]
+    columns = {
+        name: st.column_config.NumberColumn(
+            METRICS[name].title, help=METRICS[name].sentence, format=f"%.{METRICS[name].digits}f"
+        )
+        for name in table
+    }
+    st.dataframe(table, column_config=columns, width="stretch", alt="Measures of every method")
+    with st.expander("What the measures mean"):
+        st.markdown("\n".join(f"- **{METRICS[name].title}**: {METRICS[name].sentence}" for name in table))
+    download(own.drop(columns="target"), f"measures-{view.run_id}")

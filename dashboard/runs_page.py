@@ -1,0 +1,127 @@
+"""Fifth page: retrainings over time, the champion, every decision, what each stage cost, and what differs between runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import charts_compare
+import pandas as pd
+import streamlit as st
+from common import CHART, choose_run, download, guarded
+
+from clp_lightning.errors import ClpError
+from clp_lightning.report import method_styles
+from clp_lightning.store import Store
+
+
+def page(store: Store) -> None:
+    """Draw the page."""
+    guarded("Runs and promotions", "Every retraining, which policy is in use, and why.", _page, store)
+
+
+def _page(store: Store) -> None:
+    runs, history, decisions = store.runs(), store.history(), store.decisions()
+    store.run()
+    st.info(champion_sentence(store.path.parent / "models" / "champion.json"), icon=":material/trophy:")
+    st.header("Hypervolume over the runs")
+    promoted = decisions[decisions.promoted].run_id.tolist()
+    st.plotly_chart(
+        charts_compare.history_figure(history, method_styles(history.method.unique()), promoted), width="stretch",
+        config=CHART, theme=None, key="history", alt="Hypervolume of every method over the runs",
+    )  # fmt: skip
+    st.caption(
+        "A ring marks runs whose policy became the champion. Runs on other prompts or axes are not comparable by height."
+    )
+    _decisions(decisions, runs)
+    st.header("One run")
+    run = store.run(choose_run(store))
+    _stages(store, run["run_id"])
+    _differences(store, runs, run)
+
+
+def champion_sentence(path: Path) -> str:
+    """Say which policy is in use, or that there is none or the file is broken."""
+    from clp_lightning.files import read_json
+
+    if not path.exists():
+        return "No policy has been promoted yet. `clp promote` compares the newest one and makes it the champion if it is better."
+    try:
+        entry = read_json(path, remedy="restore it or delete it")
+        earlier = f", {len(entry['history'])} before it" if entry["history"] else ""
+        return f"Champion: **{entry['method']}** `{entry['id']}`, promoted {entry['promoted_at']} UTC{earlier}."
+    except (ClpError, KeyError, TypeError) as error:
+        return f"The champion's file cannot be read: {error}"
+
+
+def _decisions(decisions: pd.DataFrame, runs: pd.DataFrame) -> None:
+    st.header("Decisions")
+    if decisions.empty:
+        st.caption("None yet: they are made by the scheduled retraining, or by `clp promote`.")
+        return
+    shown = pd.DataFrame({
+        "when": decisions.decided_at, "outcome": decisions.promoted.map({True: "promoted", False: "refused"}),
+        "method": decisions.method, "challenger": decisions.challenger, "champion": decisions.champion,
+        "hypervolume": decisions.hypervolume, "champion's": decisions.champion_hypervolume,
+        "difference": decisions.difference, "probability": decisions.probability, "KL": decisions.kl,
+        "length ratio": decisions.length_ratio, "reasons": ["; ".join(reasons) for reasons in decisions.reasons],
+        "run": decisions.run_id,
+    })  # fmt: skip
+    number = st.column_config.NumberColumn(format="%.2f")
+    st.dataframe(
+        shown, hide_index=True, width="stretch", alt="Every promotion and refusal with its figures",
+        column_config={
+            **dict.fromkeys(("hypervolume", "champion's", "difference", "KL", "length ratio"), number),
+            "probability": st.column_config.NumberColumn(format="percent", help="That the challenger's hypervolume is larger."),
+            "when": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
+        },
+    )  # fmt: skip
+    download(shown, "decisions")
+
+
+def _stages(store: Store, run_id: str) -> None:
+    stages = store.stages(run_id)
+    if stages.empty:
+        st.caption("When its stages ran was not recorded (a run of an older version).")
+        return
+    st.subheader("Stages", anchor=False)
+    st.plotly_chart(
+        charts_compare.stages_figure(stages), width="stretch", config=CHART, theme=None, key="stages",
+        alt="Seconds of each stage",
+    )  # fmt: skip
+    st.caption(
+        f"Last executions, {stages.seconds.sum():,.0f} s together; one that was resumed counts its last part only."
+    )
+
+
+def _differences(store: Store, runs: pd.DataFrame, run: dict[str, Any]) -> None:
+    st.subheader("Parameters", anchor=False)
+    if len(runs) > 1:
+        other = store.run(choose_run(store, "Compare with", key="other"))
+        table = differences(run["params"], other["params"])
+        if other["run_id"] != run["run_id"]:
+            if table.empty:
+                st.caption("Both runs have the same parameters.")
+            else:
+                st.dataframe(table, hide_index=True, width="stretch", alt="Parameters that differ between the two runs")
+    with st.expander("All parameters of the run"):
+        st.json(run["params"], expanded=1)
+        commit = run["code_commit"] if pd.notna(run["code_commit"]) else "not known"
+        st.text(f"Code {commit}, corpus {run['corpus_hash']}, {run['machine']}")
+        st.text(", ".join(f"{name} {version}" for name, version in run["versions"].items()))
+
+
+def differences(left: dict[str, Any], right: dict[str, Any]) -> pd.DataFrame:
+    """Return the parameters that differ between two runs: dotted name, value here, value there."""
+    rows = []
+    a, b = dict(flat(left)), dict(flat(right))
+    for name in sorted(a.keys() | b.keys()):
+        if a.get(name) != b.get(name):
+            rows.append({"parameter": name, "this run": a.get(name, "–"), "the other": b.get(name, "–")})
+    return pd.DataFrame(rows, columns=["parameter", "this run", "the other"])
+
+
+def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested values as pairs of a dotted name and JSON."""
+    if not isinstance(values, dict):
+        return [(prefix, json.dumps(values))]
+    return [pair for name, value in values.items() for pair in flat(value, f"{prefix}.{name}" if prefix else name)]

@@ -1,0 +1,73 @@
+"""Third page: does more weight buy more of a reward, and what does steering cost in KL."""
+
+import charts_compare
+import pandas as pd
+import streamlit as st
+from common import CHART, View, choose_view, download, guarded, without_reference
+
+from clp_lightning.errors import ClpError
+from clp_lightning.store import Store
+
+WATCHED = {"kl": "KL to the reference policy (nats per answer)", "length": "length (tokens)",
+           "coverage": "coverage of the document (cosine)", "rouge_l": "ROUGE-L to the reference summary",
+           "distinct_2": "distinct bigrams (share)"}  # fmt: skip
+
+
+def page(store: Store) -> None:
+    """Draw the page."""
+    guarded("Steering", "Reward against its weight: a policy that is steered rises from left to right.", _page, store)
+
+
+def _page(store: Store) -> None:
+    view = choose_view(store)
+    steered = view.points[view.points.method.isin(without_reference(view.methods))]
+    if steered.empty:
+        raise ClpError("the methods chosen take no weighting; choose another one")
+    for start in range(0, len(view.objectives), 2):
+        for column, name in zip(st.columns(2, gap="large"), view.objectives[start : start + 2], strict=False):
+            with column:
+                st.subheader(name, anchor=False)
+                st.plotly_chart(
+                    charts_compare.steering_figure(steered, name, view.styles), width="stretch", config=CHART, theme=None,
+                    key=f"steer-{name}", alt=f"Reward {name} against its weight for every method",
+                )  # fmt: skip
+    st.caption(
+        "Bands (of up to four methods) are 95 % intervals over the test prompts. Beyond two objectives a line is the mean "
+        "at its weight."
+    )
+    st.header("Steerability in numbers")
+    table = steerability(view)
+    st.dataframe(
+        table, hide_index=True, width="stretch", alt="Kendall's tau, range and violations of every method and objective",
+        column_config={
+            "tau": st.column_config.NumberColumn(
+                "Kendall's tau", format="%.2f", help="Does more weight buy more reward? 1 always, 0 never, below 0 the reverse."
+            ),
+            "range": st.column_config.NumberColumn(format="%.2f", help="Largest minus smallest mean reward over the weightings."),
+            "violations": st.column_config.NumberColumn(
+                format="%d", help="Steps to a higher weight at which the mean reward falls."
+            ),
+        },
+    )  # fmt: skip
+    download(table, f"steerability-{view.run_id}")
+    st.header("What steering does besides")
+    left, right = st.columns([1, 1])
+    watched = left.selectbox(
+        "Monitor", list(WATCHED), format_func=WATCHED.__getitem__, key="monitor", bind="query-params"
+    )
+    against = right.selectbox("Against the weight of", view.objectives, key="against", bind="query-params")
+    st.plotly_chart(
+        charts_compare.steering_figure(steered, against, view.styles, watched, WATCHED[watched]), width="stretch",
+        config=CHART, theme=None, key="monitors", alt=f"{WATCHED[watched]} against the weight of {against}",
+    )  # fmt: skip
+    st.caption("Monitored, never optimized: a reward that is gamed shows here first.")
+
+
+def steerability(view: View) -> pd.DataFrame:
+    """Return method, objective, tau, range and violations of the chosen methods."""
+    kinds = {"steerability": "tau", "range": "range", "violations": "violations"}
+    own = view.metrics[view.metrics.metric.isin(kinds)]
+    table = own.pivot(index=["method", "target"], columns="metric", values="value").rename(columns=kinds)
+    table = table.reindex(columns=list(kinds.values())).reset_index(names=["method", "objective"])
+    order = {method: position for position, method in enumerate(view.methods)}
+    return table.sort_values(["method"], key=lambda methods: methods.map(order), kind="stable").reset_index(drop=True)

@@ -1,0 +1,169 @@
+"""The pages beside the frontier, each on real stores through AppTest, and the functions that they draw from."""
+
+import json
+
+import pandas as pd
+import pytest
+from results_factory import ROOT, config, write_results
+from streamlit.testing.v1 import AppTest
+
+from clp_lightning.store import Store, publish, record_decision
+
+PAGES = ("dominance", "steering", "samples", "runs")
+
+
+@pytest.fixture(autouse=True)
+def _dashboard_modules(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "dashboard"))
+
+
+def run(page: str, store) -> AppTest:
+    script = f"import {page}_page\nfrom clp_lightning.store import Store\n{page}_page.page(Store({str(store)!r}))\n"
+    app = AppTest.from_string(script, default_timeout=60).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def shown(app: AppTest) -> str:
+    elements = [
+        *app.text,
+        *app.markdown,
+        *app.caption,
+        *app.warning,
+        *app.info,
+        *app.title,
+        *app.header,
+        *app.subheader,
+    ]
+    return "\n".join(str(element.value) for element in elements)
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory):
+    """A store with two runs of several methods, the second with another learning rate, and one decision."""
+    folder = tmp_path_factory.mktemp("arena")
+    base = config()
+    row = base.methods["clp-full"].model_dump()
+    methods = {name: row for name in ("clp-full", "clp-attn", "rewarded-soups", "clp-new_1+a")}
+    reach = {"clp-full": 1.0, "clp-attn": 1.2, "rewarded-soups": 0.6}
+    for seed, rate in enumerate((1e-3, 2e-3)):
+        parameters = config(methods=methods, training=base.training.model_dump() | {"learning_rate": rate})
+        write_results(folder / "results", parameters, reach=reach, seed=10 * seed)
+        stages = pd.DataFrame(
+            [{"stage": "sft", "started_at": pd.Timestamp("2026-01-01"), "seconds": 61.0, "peak_memory_mb": 900}]
+        )
+        last = publish(folder / "results", folder / "frontier.duckdb", parameters, stages)
+    decision = {
+        "run_id": last, "decided_at": pd.Timestamp("2026-01-02"), "method": "clp-full", "challenger": "abc",
+        "champion": None, "promoted": True, "reasons": [], "hypervolume": 9.5, "rule": "{}", "kl": 1.0,
+    }  # fmt: skip
+    record_decision(folder / "frontier.duckdb", decision)
+    return folder / "frontier.duckdb"
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("kind", ["missing", "foreign"])
+def test_a_store_that_cannot_be_shown_is_one_plain_sentence(page, kind, tmp_path):
+    path = tmp_path / "frontier.duckdb"
+    if kind == "foreign":
+        path.write_text("something else")
+    app = run(page, path)
+    assert len(app.warning) == 1 and "make repro" in app.warning[0].value
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("names", [("a",), ("a", "b", "c")])
+def test_one_and_three_objectives(page, names, tmp_path):
+    parameters = config(rewards={name: {"kind": "brevity", "min_words": 3} for name in names})
+    write_results(tmp_path / "results", parameters)
+    publish(tmp_path / "results", tmp_path / "frontier.duckdb", parameters)
+    assert not run(page, tmp_path / "frontier.duckdb").warning
+
+
+def test_dominance_says_who_is_ahead_and_how_sure_that_is(arena):
+    import dominance_page
+
+    app = run("dominance", arena)
+    # the truth: circles of radius 1.2 and 1.0 above (-3, -3); every point of the larger is outside of the smaller
+    assert "**clp\\-attn** encloses most" in shown(app) or "**clp-attn** encloses most" in shown(app)
+    assert "the interval excludes 0" in shown(app)
+    store = Store(arena)
+    run_id = store.run()["run_id"]
+    view = type(
+        "View", (), {"run_id": run_id, "methods": ["clp-attn", "rewarded-soups"], "metrics": store.metrics(run_id)}
+    )
+    shares = dominance_page.pair_matrix(store, view, "dominated_share")
+    assert shares.loc["clp-attn", "rewarded-soups"] == 1 and shares.loc["rewarded-soups", "clp-attn"] == 0
+    ahead = dominance_page.pair_matrix(store, view, "hypervolume")
+    assert ahead.loc["clp-attn", "rewarded-soups"] == pytest.approx(1 - ahead.loc["rewarded-soups", "clp-attn"])
+    assert ahead.loc["clp-attn", "rewarded-soups"] > 0.95 and pd.isna(ahead.loc["clp-attn", "clp-attn"])
+
+
+def test_methods_and_statistic_are_chosen_and_garbage_in_the_address_is_the_default(arena):
+    app = run("dominance", arena)
+    app.pills(key="methods").set_value(["clp-full", "rewarded-soups"]).run()
+    assert not app.exception and "1 pairs are compared" in shown(app)
+    app.query_params["statistic"] = "<script>"
+    app.query_params["methods"] = "nonsense"
+    app.query_params["run"] = "' OR 1=1 --"
+    app.run()
+    assert not app.exception and not app.warning
+
+
+def test_steering_table_has_the_known_tau(arena):
+    app = run("steering", arena)
+    table = app.dataframe[0].value
+    full = table[(table.method == "clp-full") & (table.objective == "brevity")].iloc[0]
+    assert full.tau == pytest.approx(1) and full.violations == 0 and full.range == pytest.approx(1)
+    app.selectbox(key="monitor").set_value("length").run()
+    assert not app.exception
+    app.pills(key="methods").set_value(["reference"]).run()
+    assert "take no weighting" in app.warning[0].value
+
+
+def test_samples_mark_what_changes_and_interpret_nothing():
+    import samples_page
+
+    assert (
+        samples_page.marked("the <b>name</b> of it", "the name of it")
+        == "the <mark>&lt;b&gt;name&lt;/b&gt;</mark> of it"
+    )
+    assert samples_page.marked("same words", "same words") == "same words"
+    assert samples_page.marked("", "x") == "<i>(an empty text)</i>"
+    assert samples_page.marked("<script>", None) == "&lt;script&gt;"
+
+
+def test_samples_list_the_worst_answers_first_and_filter(arena):
+    app = run("samples", arena)
+    worst = app.dataframe[0].value
+    assert worst["reward:informativeness"].is_monotonic_increasing
+    app.number_input(key="at-most").set_value(-1e9).run()
+    assert "No answer has so little" in shown(app)
+    app.text_input(key="search").set_value("no such words").run()
+    assert "No document contains" in shown(app) and not app.exception
+
+
+def test_runs_show_history_decision_stages_and_differences(arena):
+    import runs_page
+
+    app = run("runs", arena)
+    text = shown(app)
+    assert "No policy has been promoted yet" in text  # no models/champion.json beside this store
+    assert "61 s together" in text
+    assert app.dataframe[0].value.outcome.tolist() == ["promoted"]
+    older = Store(arena).runs().run_id.iloc[1]
+    app.selectbox(key="other").set_value(older).run()
+    table = app.dataframe[-1].value
+    assert table.parameter.tolist() == ["training.learning_rate"]
+    assert runs_page.differences({"a": {"b": 1}}, {"a": {"b": 1}}).empty
+
+
+def test_the_champion_is_named_or_its_file_is_said_to_be_broken(tmp_path):
+    import runs_page
+
+    path = tmp_path / "champion.json"
+    path.write_text(json.dumps({"id": "x", "method": "clp-full", "promoted_at": "2026-01-01", "history": ["w"]}))
+    assert runs_page.champion_sentence(path) == "Champion: **clp-full** `x`, promoted 2026-01-01 UTC, 1 before it."
+    for text in ("{", "[]", "{}"):
+        path.write_text(text)
+        assert "cannot be read" in runs_page.champion_sentence(path)
