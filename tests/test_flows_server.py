@@ -347,7 +347,7 @@ def test_the_champion_is_evaluated_at_other_weightings_and_its_stages_leave_arti
 
 
 def test_after_the_server_was_killed_the_next_run_completes(prefect, toy_pipeline):
-    project = toy_pipeline(SLEEPING)
+    project = toy_pipeline(SLEEPING.replace("300", "20"))
     run = prefect.submit(project)
     assert wait_until((project / "pids").exists, 60), prefect.logs()
     group = os.getpgid(pids_in(project)[0])
@@ -355,11 +355,10 @@ def test_after_the_server_was_killed_the_next_run_completes(prefect, toy_pipelin
     time.sleep(3)
     prefect.start("server")
     assert wait_until(prefect.healthy, 90), prefect.logs()
-    (project / "dvc.yaml").write_text(SLEEPING.replace("300", "0"))
-    if prefect.state(run) not in ("Failed", "Crashed"):  # the flow came through: it is cancelled like any other
-        prefect.api(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-    assert wait_until(lambda: not group_members(group), 60), prefect.logs()
-    prefect.ended(run)
+    assert wait_until(lambda: not group_members(group), 60), prefect.logs()  # the flow came through, or ended its stage
+    if not wait_until(lambda: prefect.state(run) in ("Completed", "Failed", "Crashed"), 45):
+        # nobody was there to be told of its end: a person closes it, as docs/flows.md says
+        prefect.api(f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True})
     assert wait_until(lambda: "ONLINE" in prefect.workers(), 60), prefect.logs()
     assert prefect.ended(prefect.submit(project)) == "Completed"
     assert (project / "never.txt").exists()
