@@ -5,6 +5,7 @@ environment of its own (`make s3`).
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,12 @@ from typing import Annotated
 
 import typer
 
+from clp_lightning.files import atomic
+
 NAME = "storage"
-CHAMPION = ("models/kept", "models/champion.json")  # no stage makes them: `dvc add` writes their .dvc files
+STORE, COPY = Path("frontier.duckdb"), Path("models") / "frontier.duckdb"  # DVC must not touch the store itself
+# no stage makes them: `dvc add` writes their .dvc files
+ADDED = ("models/kept", "models/champion.json", COPY.as_posix())
 PROJECT = Path(os.environ.get("CLP_PROJECT", Path(__file__).resolve().parent.parent))
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 Workspace = Annotated[Path, typer.Option(help="Folder with a dvc.yaml.")]
@@ -32,14 +37,18 @@ def url(workspace: Path) -> str | None:
 
 
 def commands(workspace: Path, action: str) -> list[list[str]]:
-    """Return the commands that push or pull the pipeline's outputs and the champion; raises `RemoteError`."""
+    """Return the commands that push or pull the pipeline's outputs, the champion and a copy of the store.
+
+    For a push the copy is made here. Raises `RemoteError`.
+    """
     where = url(workspace)
     if where is None:
         raise RemoteError(f"{workspace.resolve()}: no remote is set; name one with `make remote URL=...`")
     dvc = _executable(where)
     if action == "pull":
         return [[*dvc, "pull", "--force"]]
-    present = [path for path in CHAMPION if (workspace / path).exists()]
+    _copy(workspace / STORE, workspace / COPY)
+    present = [path for path in ADDED if (workspace / path).exists()]
     return [*([[*dvc, "add", "--quiet", *present]] if present else []), [*dvc, "push"]]
 
 
@@ -76,6 +85,8 @@ def pull(workspace: Workspace = Path(".")) -> None:
     Example: python -m flows.remote pull
     """
     _run(workspace, "pull")
+    if not (workspace / STORE).exists():
+        _copy(workspace / COPY, workspace / STORE)
 
 
 def _run(workspace: Path, action: str) -> None:
@@ -85,6 +96,12 @@ def _run(workspace: Path, action: str) -> None:
                 f"dvc {action} failed with status {status} (its reason is above); check the remote's address and "
                 "credentials (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), then run it again"
             )
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_file():
+        with atomic(target) as beside:
+            shutil.copyfile(source, beside)
 
 
 def _executable(where: str | None) -> list[str]:

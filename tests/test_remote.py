@@ -75,7 +75,7 @@ def restore_and_generate(team: Path, folder: Path, url: str, endpoint: list[str]
     assert generated.returncode == 0 and generated.stdout.strip(), generated.stderr
     assert time.monotonic() - started < 60
     assert generated.stdout == python("-m", "clp_lightning.cli", "generate", *text, cwd=team).stdout
-    assert (folder / "frontier.duckdb").is_file()
+    assert (folder / "frontier.duckdb").read_bytes() == (team / "frontier.duckdb").read_bytes()
 
 
 @pytest.mark.slow
