@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.soak_checks import compare_stores, half_written, inconsistent, orphans
-from bench.soak_server import PrefectProcesses
+from bench.soak_server import SoakServer
 from clp_lightning.workspace import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def soak(work: Path, runs: int, seed: int) -> dict[str, Any]:
         "orphans": [], "half_written_models": [],
     }  # fmt: skip
     started = time.monotonic()
-    prefect = PrefectProcesses(ROOT, work / "prefect")
+    prefect = SoakServer(ROOT, work / "prefect")
     reader = None
     try:
         prefect.start()
@@ -104,7 +104,7 @@ def hits(dice: random.Random) -> Iterator[tuple[str, float]]:
         yield dice.choice(VICTIMS), dice.uniform(3, 30)
 
 
-def kill(victim: str, seconds: float, run: str, prefect: PrefectProcesses, workspace: Path) -> int:
+def kill(victim: str, seconds: float, run: str, prefect: SoakServer, workspace: Path) -> int:
     """Kill -9 one process of a run after some seconds of it; returns 0 when the run had ended before. Waits for the run's end."""
     deadline = time.monotonic() + seconds
     hit = 0

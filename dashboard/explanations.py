@@ -4,12 +4,11 @@ from typing import NamedTuple
 
 
 class Explanation(NamedTuple):
-    """Heading of a column, what it means, digits after the point, and whether it is a share."""
+    """Heading of a column, what it means, and digits after the point."""
 
     title: str
     sentence: str
     digits: int = 2
-    share: bool = False
 
 
 METRICS = {
@@ -36,18 +35,17 @@ METRICS = {
 PAIRS = {
     "dominated_share": Explanation(
         "Points dominated", "Share of the column's points that some point of the row beats in one objective and equals or beats "
-        "in all.", share=True,
+        "in all."
     ),
     "hypervolume": Explanation(
         "Hypervolume ahead", "Probability that the row's hypervolume is larger than the column's, from the paired bootstrap over "
-        "prompts.", share=True,
+        "prompts."
     ),
     "dominates_all": Explanation(
-        "Dominates all", "Share of resamples of the prompts in which the row dominates every point of the column.", share=True
+        "Dominates all", "Share of resamples of the prompts in which the row dominates every point of the column."
     ),
     "win_rate": Explanation(
-        "Win rate", "Share in which the row's answer has more w·R than the column's at the same weighting; ties are halves.",
-        share=True,
+        "Win rate", "Share in which the row's answer has more w·R than the column's at the same weighting; ties are halves."
     ),
 }  # fmt: skip
 

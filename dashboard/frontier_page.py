@@ -6,27 +6,20 @@ import charts
 import numpy as np
 import pandas as pd
 import streamlit as st
+from common import CHART, choose_run, guarded, plain
 
-from clp_lightning.errors import ClpError
 from clp_lightning.report import CAVEAT, comparison, difference_sentence, method_styles, weighting_label
 from clp_lightning.store import REFERENCE, Store
 
-CHART = {"displayModeBar": False, "responsive": True}
-
 
 def page(store: Store) -> None:
-    """Draw the page; a store that cannot be read becomes one plain sentence."""
-    st.title("Frontier")
-    try:
-        _page(store)
-    except ClpError as error:
-        st.warning(f"There is nothing to show yet: {error}.", icon=":material/hourglass_empty:")
+    """Draw the page."""
+    guarded("Frontier", "What each method offers: one point per trade-off.", _page, store)
 
 
 def _page(store: Store) -> None:
-    runs = store.runs()
     store.run()  # says so when there is none
-    run = store.run(_choose_run(runs))
+    run = store.run(choose_run(store))
     run_id, objectives = run["run_id"], run["objectives"]
     points, metrics = store.points(run_id), store.metrics(run_id)
     st.caption(
@@ -42,16 +35,6 @@ def _page(store: Store) -> None:
     st.header("What the policies write")
     _texts(store, run_id, objectives)
     _provenance(run)
-
-
-def _choose_run(runs: pd.DataFrame) -> str | None:
-    if len(runs) < 2:
-        return None
-    labels = {row.run_id: f"{row.published_at:%Y-%m-%d %H:%M} · {row.run_id}" for _, row in runs.iterrows()}
-    options = [None, *labels]
-    return st.selectbox(
-        "Run", options, format_func=lambda run: "Latest" if run is None else labels.get(run, run), key="run"
-    )
 
 
 def _choose_axes(objectives: list[str]) -> tuple[str, str] | None:
@@ -81,7 +64,7 @@ def _methods(store: Store, run: dict, metrics: pd.DataFrame) -> None:
             if pair["statistic"] == "hypervolume" and (REFERENCE not in pair["methods"] or len(result["methods"]) == 2)
         ]
         st.markdown(
-            "\n".join(f"- {_plain(difference_sentence(pair))}." for pair in pairs) or "There is one method only."
+            "\n".join(f"- {plain(difference_sentence(pair))}." for pair in pairs) or "There is one method only."
         )
         st.caption(f"The same resamples of the prompts for both methods. {CAVEAT}")
         st.subheader("Dominated points and steerability")
@@ -127,7 +110,7 @@ def _texts(store: Store, run_id: str, objectives: list[str]) -> None:
     methods = list(texts.method.unique())
     # Many methods do not fit beside the weighting.
     method_column, weighting_column = st.columns([2, 3]) if len(methods) <= 3 else (st.container(), st.container())
-    shown = method_column.pills("Methods", methods, default=methods, selection_mode="multi", format_func=_plain)
+    shown = method_column.pills("Methods", methods, default=methods, selection_mode="multi", format_func=plain)
     weightings = texts[[f"w:{name}" for name in objectives]].dropna().drop_duplicates().to_numpy()
     if len(weightings) > 1:
         # The options are positions: a tuple as the value would make this a slider for ranges.
@@ -183,7 +166,7 @@ def _card(rows: pd.DataFrame, method: str, colour: str, target: tuple[float, ...
         )
         for _, row in rows.iterrows():
             st.text(row.response or "(an empty text)")
-            rewards = " · ".join(f"{_plain(name)} **{row[f'reward:{name}']:+.2f}**" for name in objectives)
+            rewards = " · ".join(f"{plain(name)} **{row[f'reward:{name}']:+.2f}**" for name in objectives)
             st.markdown(f"{rewards} · **{row.length:.0f}** tokens")
 
 
@@ -202,8 +185,3 @@ def _provenance(run: dict) -> None:
 def _title(document: str) -> str:
     words = document.split("\n")[0]
     return words if len(words) <= 90 else f"{words[:89]}…"
-
-
-def _plain(text: str) -> str:
-    """Escape what Streamlit's Markdown would interpret."""
-    return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>#|~$:" else letter for letter in text)

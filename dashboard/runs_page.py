@@ -112,16 +112,7 @@ def _differences(store: Store, runs: pd.DataFrame, run: dict[str, Any]) -> None:
 
 def differences(left: dict[str, Any], right: dict[str, Any]) -> pd.DataFrame:
     """Return the parameters that differ between two runs: dotted name, value here, value there."""
-    rows = []
-    a, b = dict(flat(left)), dict(flat(right))
-    for name in sorted(a.keys() | b.keys()):
-        if a.get(name) != b.get(name):
-            rows.append({"parameter": name, "this run": a.get(name, "–"), "the other": b.get(name, "–")})
+    a, b = (pd.json_normalize(params).to_dict("records")[0] for params in (left, right))
+    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name, "–") != b.get(name, "–")]
+    rows = [(name, *(json.dumps(params[name]) if name in params else "–" for params in (a, b))) for name in names]
     return pd.DataFrame(rows, columns=["parameter", "this run", "the other"])
-
-
-def flat(values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Return nested values as pairs of a dotted name and JSON."""
-    if not isinstance(values, dict):
-        return [(prefix, json.dumps(values))]
-    return [pair for name, value in values.items() for pair in flat(value, f"{prefix}.{name}" if prefix else name)]

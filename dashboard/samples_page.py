@@ -59,11 +59,10 @@ def side_by_side(own: pd.DataFrame, reference: pd.DataFrame, objectives: list[st
     """Return a table of a method's answers by weighting, as HTML; differences to the line above are marked."""
     head = "".join(f"<th scope=col>{html.escape(text)}</th>" for text in ("weighting", "answer", *objectives, "tokens"))
     lines, before = [], None
-    rows = [*reference.itertuples(), *own.itertuples()]
-    for row, (_, series) in zip(rows, pd.concat([reference, own]).iterrows(), strict=True):
-        weights = {name: series[f"w:{name}"] for name in objectives}
+    for _, row in pd.concat([reference, own]).iterrows():
+        weights = {name: row[f"w:{name}"] for name in objectives}
         label = "reference policy" if pd.isna(list(weights.values())).any() else weighting_label(weights)
-        rewards = "".join(f"<td class=number>{series[f'reward:{name}']:+.2f}</td>" for name in objectives)
+        rewards = "".join(f"<td class=number>{row[f'reward:{name}']:+.2f}</td>" for name in objectives)
         lines.append(
             f"<tr><td class=w>{html.escape(label)}</td><td>{marked(row.response, before)}</td>{rewards}"
             f"<td class=number>{row.length:.0f}</td></tr>"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pandas as pd
 from prefect.artifacts import (
     create_image_artifact,
     create_progress_artifact,
@@ -54,7 +55,7 @@ def of_stage(stage: str, workspace: Path) -> None:
     reports, name = workspace / "reports", stage.replace("@", "-")
     metrics = reports / "metrics" / f"{name}.json"
     if metrics.is_file():
-        rows = [{"metric": metric, "value": value} for metric, value in flat(json.loads(metrics.read_text()))]
+        rows = [{"metric": metric, "value": value} for metric, value in flat(json.loads(metrics.read_text())).items()]
         create_table_artifact(rows, key=key(stage, "metrics"), description=f"Metrics of {stage}")
     curve = reports / "curves" / f"{name}.csv"
     if curve.is_file():
@@ -71,11 +72,9 @@ def frontier(workspace: Path) -> None:
         _image(picture.read_bytes(), "frontier", text)
 
 
-def flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return nested metrics as pairs of a dotted name and a value."""
-    if not isinstance(values, dict):
-        return [(prefix, values)]
-    return [pair for name, value in values.items() for pair in flat(value, f"{prefix}.{name}" if prefix else name)]
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values under dotted names."""
+    return {str(name): value for name, value in pd.json_normalize(values).to_dict("records")[0].items()}
 
 
 def _image(png: bytes, name: str, description: str) -> None:

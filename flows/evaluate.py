@@ -40,7 +40,7 @@ def evaluate(
     finally:
         processes.end_all()
     report: dict[str, Any] = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
-    rows = [dict(flat({key: value for key, value in point.items() if value is not None})) for point in report["points"]]
+    rows = [flat(point) for point in report["points"]]
     text = f"{report['model']} on {report['prompts']} prompts; answers: {(folder / out).resolve().as_uri()}"
     create_table_artifact(rows, key="evaluation", description=text)
     return report

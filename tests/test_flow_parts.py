@@ -28,7 +28,8 @@ def test_artifact_keys_are_what_prefect_takes():
 
 
 def test_nested_metrics_become_rows():
-    assert artifacts.flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}}) == [("a", 1), ("b.c", 2), ("b.d.e", [3])]
+    assert artifacts.flat({"a": 1, "b": {"c": 2, "d": {"e": [3]}}}) == {"a": 1, "b.c": 2, "b.d.e": [3]}
+    assert artifacts.flat({}) == {}
 
 
 def test_a_curve_becomes_a_picture_also_with_gaps(tmp_path):

@@ -4,20 +4,17 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from test_flows import alive, pids_in, wait_until
+
+from bench.prefect_processes import PrefectProcesses
 
 pytestmark = pytest.mark.slow
 
@@ -56,88 +53,17 @@ stages:
 """
 
 
-class Prefect:
-    """A server and a worker, each `make`'s own target in a process group of its own."""
-
-    def __init__(self, repository: Path, home: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.repository, self.home = repository, home
-        self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "COV_"))},
-            "PREFECT_HOME": str(home),
-            "PREFECT_PORT": str(port),
-            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        }
-        self.started: list[subprocess.Popen[bytes]] = []
-
-    def start(self, target: str) -> subprocess.Popen[bytes]:
-        with (self.home / f"{target}.log").open("wb") as log:
-            process = subprocess.Popen(
-                ["make", target],
-                cwd=self.repository,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.started.append(process)
-        return process
-
-    def kill(self, target: str) -> None:
-        process = next(process for process in reversed(self.started) if process.args == ["make", target])
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+class Prefect(PrefectProcesses):
+    """A server and a worker, and what the tests ask them."""
 
     def call(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, cwd=self.repository, env=self.environment, capture_output=True, text=True, timeout=180
-        )
+        return subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=180)
 
     def missing(self, level: str) -> str:
         return self.call(sys.executable, "-m", "flows.check", level).stderr
 
-    def api(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        request = urllib.request.Request(
-            f"{self.environment['PREFECT_API_URL']}/{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        for _ in range(20):
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                if error.code != 503:  # "the database is busy, come again": Prefect's own clients do
-                    raise
-            time.sleep(0.5)
-        raise AssertionError(f"{path}: the server is busy\n{self.logs()}")
-
-    def healthy(self) -> bool:
-        try:
-            return bool(self.api("health"))
-        except urllib.error.URLError:
-            return False
-
-    def workers(self) -> list[str]:
-        return [worker["status"] for worker in self.api("work_pools/clp-process/workers/filter", {})]
-
     def submit(self, workspace: Path) -> str:
-        deployment = self.api("deployments/name/retrain/retrain")["id"]
-        run = self.api(
-            f"deployments/{deployment}/create_flow_run",
-            {"parameters": {"workspace": str(workspace), "promotion": False}},
-        )
-        return run["id"]
-
-    def deployed(self, name: str, **parameters: Any) -> str:
-        deployment = self.api(f"deployments/name/{name}")["id"]
-        return self.api(f"deployments/{deployment}/create_flow_run", {"parameters": parameters})["id"]
+        return self.deployed("retrain/retrain", workspace=str(workspace), promotion=False)
 
     def artifacts(self, run: str) -> dict[str, str]:
         found = self.api("artifacts/filter", {"flow_runs": {"id": {"any_": [run]}}, "limit": 200})
@@ -163,33 +89,20 @@ class Prefect:
         (table,) = self.api("artifacts/filter", wanted)
         return {row["stage"]: row["status"] for row in json.loads(table["data"])}
 
-    def logs(self) -> str:
-        return "".join(f"--- {path.name}\n{path.read_text()[-4000:]}\n" for path in sorted(self.home.glob("*.log")))
-
-    def stop(self) -> None:
-        for process in reversed(self.started):
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                try:
-                    process.wait(20)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-
 
 @pytest.fixture(scope="module")
 def prefect(repository, tmp_path_factory) -> Iterator[Prefect]:
     running = Prefect(repository, tmp_path_factory.mktemp("prefect"))
     try:
         assert "no Prefect server answers" in running.missing("server")
-        running.start("server")
+        running.launch("server")
         assert wait_until(running.healthy, 90), running.logs()
         assert "has no work pool 'clp-process'; create it with `make deploy`" in running.missing("worker")
         for _ in range(2):  # deploying again changes nothing and is no error
             deployed = running.call("make", "deploy")
             assert deployed.returncode == 0, deployed.stdout + deployed.stderr
         assert "no worker is online" in running.call("make", "retrain").stderr
-        running.start("worker")
+        running.launch("worker")
         assert wait_until(lambda: "ONLINE" in running.workers(), 60), running.logs()
         assert running.missing("worker") == ""
         yield running
@@ -351,14 +264,14 @@ def test_after_the_server_was_killed_the_next_run_completes(prefect, toy_pipelin
     run = prefect.submit(project)
     assert wait_until((project / "pids").exists, 60), prefect.logs()
     group = os.getpgid(pids_in(project)[0])
-    prefect.kill("server")
+    prefect.kill_outright("server")
     time.sleep(3)
-    prefect.start("server")
+    prefect.launch("server")
     assert wait_until(prefect.healthy, 90), prefect.logs()
     assert wait_until(lambda: not group_members(group), 60), prefect.logs()  # the flow came through, or ended its stage
     if not wait_until(lambda: prefect.state(run) in ("Completed", "Failed", "Crashed"), 45):
         # nobody was there to be told of its end: a person closes it, as docs/flows.md says
-        prefect.api(f"flow_runs/{run}/set_state", {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True})
+        prefect.close(run)
     assert wait_until(lambda: "ONLINE" in prefect.workers(), 60), prefect.logs()
     assert prefect.ended(prefect.submit(project)) == "Completed"
     assert (project / "never.txt").exists()

@@ -15,7 +15,7 @@ from clp_lightning.files import atomic, fingerprint, read_json, write_json
 
 MODELS = Path("models")
 CHAMPION, KEPT = MODELS / "champion.json", MODELS / "kept"
-# history: ids of earlier champions, the last one last. rolled_back (optional): what people took back; it stays out.
+# history: ids of earlier champions, the last one last. rolled_back: ids that people took back.
 KEYS = {"id", "method", "promoted_at", "history"}
 
 
@@ -66,7 +66,7 @@ def crown(name: str, method: str, when: str) -> None:
     before = current()
     history = [] if before is None else [*before["history"], before["id"]]
     entry = {"id": name, "method": method, "promoted_at": when, "history": history}
-    write_json(CHAMPION, entry | _rolled_back(before))
+    write_json(CHAMPION, entry | {"rolled_back": rolled_back(before)})
 
 
 def rollback(when: str) -> dict[str, Any]:
@@ -81,13 +81,14 @@ def rollback(when: str) -> dict[str, Any]:
     method = _method_of(name)
     _check_kept(name, method)
     entry = {"id": name, "method": method, "promoted_at": when, "history": history}
-    entry |= {"rolled_back": [*_rolled_back(now).get("rolled_back", []), now["id"]]}
+    entry |= {"rolled_back": [*rolled_back(now), now["id"]]}
     write_json(CHAMPION, entry)
     return entry
 
 
-def _rolled_back(entry: dict[str, Any] | None) -> dict[str, Any]:
-    return {} if entry is None else {key: entry[key] for key in ("rolled_back",) if key in entry}
+def rolled_back(entry: dict[str, Any] | None) -> list[str]:
+    """Return the ids that people took back; none before the first champion, nor in files of older versions."""
+    return [] if entry is None else entry.get("rolled_back", [])
 
 
 def forget(names: set[str]) -> None:

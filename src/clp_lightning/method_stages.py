@@ -121,7 +121,6 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
     from clp_lightning.rewards import RewardSet
 
     settings, contestant = config.evaluation, methods.load(config, method, models)
-    test = data.read_split(files.CORPUS, "test")
     row = config.derived.get(method)
     inputs = (
         files.NORMALIZATION,
@@ -133,7 +132,7 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
         row,
     )
     points = Sweep(
-        prompts=test.sample(min(settings.prompts, len(test)), random_state=config.seed).reset_index(drop=True),
+        prompts=test_prompts(config),
         weightings=contestant.weightings,
         rewards=RewardSet.from_config(config, Path("."), files.NORMALIZATION),
         samples=settings.samples_per_prompt,
@@ -145,6 +144,12 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
         alpha=config.training.alpha if contestant.policy.takes_alpha else None,
     )
     return contestant, points
+
+
+def test_prompts(config: Config) -> Any:
+    """Return the rows of the test split that every method is evaluated on."""
+    test = data.read_split(files.CORPUS, "test")
+    return test.sample(min(config.evaluation.prompts, len(test)), random_state=config.seed).reset_index(drop=True)
 
 
 def _weights(config: Config, method: str, models: Path) -> Path:

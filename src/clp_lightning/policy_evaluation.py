@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clp_lightning import data, weightings
+from clp_lightning import method_stages, weightings
 from clp_lightning import stage_files as files
 from clp_lightning.config import Config
 from clp_lightning.errors import ClpError, UsageError
@@ -44,11 +44,7 @@ def evaluate_policy(
             f"{model} steers {', '.join(policy.objectives)}, but params.yaml has the rewards {', '.join(config.objectives)}"
         )
     settings = config.evaluation
-    if prompts is None:
-        test = data.read_split(files.CORPUS, "test")
-        chosen = test.sample(min(settings.prompts, len(test)), random_state=config.seed).reset_index(drop=True)
-    else:
-        chosen = prompts
+    chosen = method_stages.test_prompts(config) if prompts is None else prompts
     with tempfile.TemporaryDirectory() as parts:
         sweep = Sweep(
             chosen, points, RewardSet.from_config(config, Path("."), files.NORMALIZATION), settings.samples_per_prompt,

@@ -24,7 +24,7 @@ def promote(config: Config) -> dict[str, Any] | None:
     """
     method, before = config.promotion.method, champion.current()
     name = champion.identity(method)
-    if before is not None and name in (before["id"], *before.get("rolled_back", [])):
+    if before is not None and name in (before["id"], *champion.rolled_back(before)):
         return None
     if before is not None and _refused(name, before["id"], config):
         return None
