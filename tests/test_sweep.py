@@ -45,7 +45,7 @@ def server(repository, tmp_path_factory):
     """A Prefect server of this test's own."""
     prefect = Prefect(repository, tmp_path_factory.mktemp("prefect"))
     try:
-        prefect.start("server")
+        prefect.launch("server")
         assert wait_until(prefect.healthy, 90), prefect.logs()
         yield prefect
     finally:
