@@ -18,7 +18,7 @@ from clp_lightning.config_methods import Dirichlet
 from clp_lightning.experts import Experts
 from clp_lightning.loading import load_base
 from clp_lightning.policy import SteerablePolicy
-from clp_lightning.rollout import Prompts, Responses, Steer, sample_responses
+from clp_lightning.rollout import Prompts, Responses, Steer, sampling_steps, stacked
 from clp_lightning.trainer import fit
 from clp_lightning.training import ClpModule
 
@@ -83,7 +83,9 @@ def sample(policy: SteerablePolicy, prompts: Prompts, weightings: np.ndarray | N
     uniform = torch.rand(len(prompts.ids), GENERATION.max_new_tokens, dtype=torch.float64)
     steer: Steer = policy.steer(coefficients)
     with contextlib.nullcontext() if policy.experts is None else policy.experts.frozen():
-        return sample_responses(policy.model, steer, prompts, uniform, samples=1, end_id=-1, pad_id=0, temperature=1.0)
+        return stacked(
+            sampling_steps(policy.model, steer, prompts, uniform, samples=1, end_id=-1, pad_id=0, temperature=1.0)
+        )
 
 
 def word_count(documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:

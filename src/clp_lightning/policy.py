@@ -21,7 +21,7 @@ from clp_lightning.files import atomic, read_json
 from clp_lightning.loading import load_base
 from clp_lightning.mixing import Mixture
 from clp_lightning.prompts import PromptTemplate
-from clp_lightning.rollout import Prompts, Responses, Steer, repeated, response_log_probs, sample_responses
+from clp_lightning.rollout import Prompts, Responses, Steer, Step, repeated, response_log_probs, sampling_steps, stacked
 
 Weighting = Mapping[str, float]
 
@@ -217,9 +217,15 @@ class SteerablePolicy:
         if uniform is None:
             size = len(prompts.ids) * samples, max_new_tokens or self.generation.max_new_tokens
             uniform = torch.rand(size, generator=generator, device=prompts.ids.device, dtype=torch.float64)
+        return stacked(self.steps(prompts, coefficients, uniform, samples=samples, temperature=temperature))
+
+    def steps(
+        self, prompts: Prompts, coefficients: Tensor | None, uniform: Tensor, *, samples: int, temperature: float
+    ) -> Iterator[Step]:
+        """Yield the responses of `rollout` a token at a time, e.g. to show them while they are written."""
         prompts, coefficients, shares = self._members(prompts, coefficients)
         with self._frozen():
-            return sample_responses(
+            yield from sampling_steps(
                 self.model,
                 self.steer(coefficients),
                 prompts,

@@ -5,7 +5,7 @@ runs once and its keys and values (an encoder-decoder's encoder states) are expa
 Shapes: G groups, S samples each, B = G * S rows in group order, P prompt tokens (left-padded), T response tokens, H hidden.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -31,6 +31,14 @@ class Responses(NamedTuple):
     ids: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool, True = counts
     log_probs: Tensor  # [B, T] float32, at sampling time
+
+
+class Step(NamedTuple):
+    """The next token of every row; rows whose response has ended have the padding token and do not count."""
+
+    ids: Tensor  # [B] int64
+    mask: Tensor  # [B] bool, True = counts
+    log_probs: Tensor  # [B] float32
 
 
 class Prefix:
@@ -103,7 +111,7 @@ class Prefix:
 
 
 @torch.no_grad()
-def sample_responses(
+def sampling_steps(
     model: Any,
     steer: Steer,
     prompts: Prompts,
@@ -114,11 +122,11 @@ def sample_responses(
     pad_id: int,
     temperature: float,
     shares: Tensor | None = None,
-) -> Responses:
-    """Sample S responses per prompt of at most T tokens from the random numbers `uniform` [B, T]; temperature 0 is greedy.
+) -> Iterator[Step]:
+    """Sample S responses per prompt of at most T tokens from the random numbers `uniform` [B, T], a token at a time.
 
-    With `shares` [M, G] the next token is drawn from the normalized product of M policies, each to the power of its share; see
-    `repeated` for what `prompts` and `steer` then are.
+    Temperature 0 is greedy. With `shares` [M, G] the next token is drawn from the normalized product of M policies, each to
+    the power of its share; see `repeated` for what `prompts` and `steer` then are.
 
     Two policies that sample with the same numbers are paired: where their distributions agree, so do their tokens.
     Log-probabilities are those of the policy itself (temperature 1), whatever the sampling temperature.
@@ -126,19 +134,20 @@ def sample_responses(
     prefix = Prefix(model, prompts, steer, samples=samples)
     hidden, tokens, members = prefix.last, uniform.shape[1], 1 if shares is None else len(shares)
     alive = torch.ones(len(uniform), dtype=torch.bool, device=hidden.device)
-    ids, masks, log_probs = [], [], []
     for step in range(tokens):
         scores = _mixed(prefix.logits(hidden), shares, samples)
         token = scores.argmax(-1) if temperature == 0 else _draw(scores / temperature, uniform[:, step, None])
-        token = token.where(alive, torch.full_like(token, pad_id))
-        ids.append(token)
-        masks.append(alive)
-        log_probs.append(scores.gather(-1, token[:, None]).squeeze(-1) * alive)
+        token, mask = token.where(alive, torch.full_like(token, pad_id)), alive
         alive = alive & (token != end_id)
+        yield Step(token, mask, scores.gather(-1, token[:, None]).squeeze(-1) * mask)
         if step == tokens - 1 or not alive.any():
             break
-        hidden = prefix.extend(token.repeat(members)[:, None], masks[-1].repeat(members)[:, None])
-    return Responses(torch.stack(ids, 1), torch.stack(masks, 1), torch.stack(log_probs, 1))
+        hidden = prefix.extend(token.repeat(members)[:, None], mask.repeat(members)[:, None])
+
+
+def stacked(steps: Iterator[Step]) -> Responses:
+    """Take all steps and return the responses that they make."""
+    return Responses(*(torch.stack(column, 1) for column in zip(*steps, strict=True)))
 
 
 def repeated(prompts: Prompts, members: int) -> Prompts:
@@ -159,7 +168,7 @@ def response_log_probs(
     """Return log pi(y_t | x, y_<t) of given responses, float32 [B, T], and the prompts' last hidden states [G, H].
 
     Log-probabilities are 0 where `mask` is False, and differentiable. The output layer, a fifth of a small model's work,
-    sees the positions that count and no padding. `shares` mixes M policies as in `sample_responses`.
+    sees the positions that count and no padding. `shares` mixes M policies as in `sampling_steps`.
     """
     prefix, members = Prefix(model, prompts, steer, samples=samples), 1 if shares is None else len(shares)
     every_ids, every_mask = ids.repeat(members, 1), mask.repeat(members, 1)
