@@ -4,8 +4,12 @@ import argparse
 import functools
 import os
 
+# As `clp` does, before torch is loaded: threads that wait should not starve what runs beside the page.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import dominance_page
 import frontier_page
+import playground_page
 import runs_page
 import samples_page
 import steering_page
@@ -45,6 +49,7 @@ PAGES = {
     "Dominance": dominance_page,
     "Steering": steering_page,
     "Samples": samples_page,
+    "Playground": playground_page,
     "Runs": runs_page,
 }
 page = st.navigation(

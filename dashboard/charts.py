@@ -1,51 +1,134 @@
 """Figures from data frames (`Store.points`, `Store.metrics`); knows no Streamlit."""
 
 import html
-from collections.abc import Sequence
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from clp_lightning.frontier import nondominated
 from clp_lightning.report import METHOD_STYLES, method_styles, weighting_label
 
 INK, FAINT, GRID = "#1F2933", "#52606D", "#E4E7EB"
+# The dark theme's partner of each colour that would not be seen on it; the others are the same in both themes.
+DARK = {
+    INK: "#E6EAEE", FAINT: "#A9B4BF", GRID: "#2C333B", "white": "#0E1117", "#000000": "#FFFFFF", "#332288": "#9A8FF0",
+    "#882255": "#D874A4", "#6E6E6E": "#A6A6A6", "#0072B2": "#3D9BD9", "#AA4499": "#D07BC2",
+}  # fmt: skip
 REFERENCE = next(iter(METHOD_STYLES))
+REFERENCE_COLOUR = METHOD_STYLES[REFERENCE][0]
+FEW = 5  # methods whose bars and labels can be told apart
+Key = tuple[str, int]  # method, weighting_id
 
 
-def frontier_figure(points: pd.DataFrame, objectives: Sequence[str], axes: tuple[str, str] | None = None) -> go.Figure:
-    """Mean rewards of every method with 95 % bars; a line per method where two objectives are all there are.
+def frontier_figure(
+    points: pd.DataFrame,
+    objectives: Sequence[str],
+    axes: tuple[str, str] | None = None,
+    samples: Mapping[Key, str] | None = None,
+) -> go.Figure:
+    """Mean rewards of every method with 95 % bars; with two objectives each method's non-dominated front is a line.
 
-    `axes` chooses two of the objectives (the first two by default). A single objective is drawn as a row per method.
+    Points that another point of their method dominates are hollow. `axes` chooses two of the objectives (the first two by
+    default); a single objective is drawn as a row per method. `samples` has an answer for (method, weighting_id), shown with
+    the point. Each point carries that pair as its custom data.
     """
     x, y = axes or (objectives[0], objectives[1] if len(objectives) > 1 else "")
     styles = method_styles(points.method.unique())
-    figure = go.Figure()
+    figure, bold = go.Figure(), 0.35 if len(styles) <= FEW else 0.15
     for row, (method, (colour, symbol)) in enumerate(styles.items()):
         own = points[points.method == method]
+        front = nondominated(own[[f"reward:{name}" for name in objectives]].to_numpy())
+        if len(objectives) == 2 and len(own) > 1:
+            line = own[front].sort_values(f"reward:{x}")
+            figure.add_scatter(
+                x=line[f"reward:{x}"], y=line[f"reward:{y}"], mode="lines", line={"color": colour, "width": 2.5},
+                hoverinfo="skip", showlegend=False, legendgroup=method,
+            )  # fmt: skip
+        figure.add_scatter(  # the legend: a trace's own entry would be hollow where its first point is
+            name=html.escape(method), x=[None], y=[None], mode="markers", legendgroup=method,
+            marker={"color": colour, "symbol": symbol, "size": 10},
+        )  # fmt: skip
         figure.add_scatter(
             name=html.escape(method), x=own[f"reward:{x}"], y=own[f"reward:{y}"] if y else [-row] * len(own),
-            mode="lines+markers" if len(objectives) == 2 and len(own) > 1 else "markers",
-            line={"color": colour, "width": 2.5},
-            marker={"color": colour, "symbol": symbol, "size": 17 if method == REFERENCE else 10,
-                    "line": {"color": "white", "width": 1}},
-            error_x=_bars(own, x, colour), error_y=_bars(own, y, colour) if y else None,
-            text=[_hover(point, method, objectives) for _, point in own.iterrows()],
+            mode="markers", legendgroup=method, showlegend=False,
+            marker={"color": colour, "symbol": [symbol if on else f"{symbol}-open" for on in front],
+                    "size": 17 if method == REFERENCE else 10,
+                    "line": {"color": ["white" if on else colour for on in front],
+                             "width": [1 if on else 2 for on in front]}},
+            error_x=_bars(own, x, colour, bold), error_y=_bars(own, y, colour, bold) if y else None,
+            customdata=own[["method", "weighting_id"]].to_numpy(),
+            text=[_hover(point, method, objectives, samples) for _, point in own.iterrows()],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-        if len(objectives) == 2 and len(own) > 1 and own[f"w:{x}"].notna().all():
-            for end in (own.iloc[0], own.iloc[-1]):
-                label = weighting_label(weighting(end, objectives))
-                figure.add_annotation(
-                    x=end[f"reward:{x}"], y=end[f"reward:{y}"], text=f"<b>{label}</b>",
-                    showarrow=False, xanchor="left", yanchor="bottom", xshift=5, yshift=4,
-                    font={"color": colour, "size": 12},
-                )  # fmt: skip
+        if len(objectives) == 2 and len(own) > 1 and own[f"w:{x}"].notna().all() and len(styles) <= FEW:
+            _label_ends(figure, own, objectives, (x, y), colour)
     figure.update_xaxes(title={"text": f"{x} (standardized)", "standoff": 8})
     if y:
         figure.update_yaxes(title={"text": f"{y} (standardized)", "standoff": 4})
     else:
         figure.update_yaxes(tickvals=[-row for row in range(len(styles))], ticktext=list(styles))
-    return dress(figure, 500)
+    return dress(figure, 520).update_layout(clickmode="event+select", dragmode=False)
+
+
+def _label_ends(
+    figure: go.Figure, own: pd.DataFrame, objectives: Sequence[str], axes: tuple[str, str], colour: str
+) -> None:
+    """Write the weightings at a method's ends: where w puts all on one objective."""
+    x, y = axes
+    order = own.sort_values(f"w:{x}")
+    for end, side in ((order.iloc[0], "top right"), (order.iloc[-1], "bottom right")):
+        label = weighting_label(weighting(end, objectives))
+        figure.add_scatter(
+            x=[end[f"reward:{x}"]], y=[end[f"reward:{y}"]], text=[f"\u00a0\u00a0<b>{label}</b>"], mode="text", textposition=side,
+            textfont={"color": colour, "size": 12}, hoverinfo="skip", showlegend=False, legendgroup=own.method.iloc[0],
+            cliponaxis=False,
+        )  # fmt: skip
+
+
+def attainment_bands(
+    figure: go.Figure, surfaces: Mapping[str, Mapping[float, np.ndarray]], axes: tuple[int, int] = (0, 1)
+) -> go.Figure:
+    """Add, per method, the band between what one and what all runs attain, and the median's line; surfaces [M, 2]."""
+    styles = method_styles(surfaces)
+    for method, by_share in surfaces.items():
+        colour = styles[method][0]
+        best, all_runs = (stairs(by_share[share][:, axes]) for share in (min(by_share), max(by_share)))
+        outline = np.concatenate([best, all_runs[::-1]])
+        figure.add_scatter(
+            x=outline[:, 0], y=outline[:, 1], mode="lines", fill="toself", fillcolor=faint(colour, 0.16),
+            line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=method,
+        )  # fmt: skip
+        if 0.5 in by_share:
+            median = stairs(by_share[0.5][:, axes])
+            figure.add_scatter(
+                x=median[:, 0], y=median[:, 1], mode="lines", line={"color": colour, "width": 1, "dash": "dot"},
+                hoverinfo="skip", showlegend=False, legendgroup=method,
+            )  # fmt: skip
+    return figure
+
+
+def stairs(surface: np.ndarray) -> np.ndarray:
+    """Return the corners [2 M - 1, 2] of the region that lies below and to the left of some point of `surface` [M, 2]."""
+    order = surface[np.argsort(surface[:, 0])]
+    corners = np.repeat(order, 2, axis=0)[:-1]
+    corners[1::2, 1] = order[1:, 1]  # down at the same x, then right to the next point
+    return corners
+
+
+def add_stars(figure: go.Figure, stars: Sequence[tuple[str, float, float, str]]) -> go.Figure:
+    """Add single answers (label, x, y, colour) as labelled stars."""
+    for label, x, y, colour in stars:
+        figure.add_scatter(
+            x=[x], y=[y], mode="markers+text", text=[f"<b>{html.escape(label)}</b>"], textposition="top center",
+            textfont={"color": INK, "size": 14}, showlegend=False,
+            hovertemplate=f"{html.escape(label)}<br>%{{x:.2f}}, %{{y:.2f}}<extra></extra>",
+            marker={"symbol": "star", "size": 20, "color": colour, "line": {"color": INK, "width": 1.5}},
+        )  # fmt: skip
+    return figure
 
 
 def hypervolume_figure(metrics: pd.DataFrame) -> go.Figure:
@@ -63,7 +146,7 @@ def hypervolume_figure(metrics: pd.DataFrame) -> go.Figure:
                      "arrayminus": [row.value - row.low], "color": colour, "thickness": 2.5, "width": 5},
             hovertemplate=f"{row.value:.2f}, 95 % [{row.low:.2f}, {row.high:.2f}]<extra></extra>",
         )  # fmt: skip
-    dress(figure, 110 + 62 * len(volumes))
+    dress(figure, 110 + (62 if len(volumes) <= FEW else 40) * len(volumes))
     figure.update_layout(showlegend=False, margin={"t": 14})
     figure.update_xaxes(title={"text": "hypervolume", "standoff": 8})
     figure.update_yaxes(range=[-0.5, len(volumes) - 0.3], showgrid=False)
@@ -76,7 +159,7 @@ def weighting(point: pd.Series, objectives: Sequence[str]) -> dict[str, float] |
     return None if any(pd.isna(value) for value in weights.values()) else weights
 
 
-def _hover(point: pd.Series, method: str, objectives: Sequence[str]) -> str:
+def _hover(point: pd.Series, method: str, objectives: Sequence[str], samples: Mapping[Key, str] | None = None) -> str:
     weights = weighting(point, objectives)
     lines = [f"<b>{html.escape(method)}</b>" + ("" if weights is None else f" at {weighting_label(weights)}")]
     for name in objectives:
@@ -84,14 +167,38 @@ def _hover(point: pd.Series, method: str, objectives: Sequence[str]) -> str:
         lines.append(f"{html.escape(name)} {point[f'reward:{name}']:.2f} [{low:.2f}, {high:.2f}]")
     if pd.notna(point.kl):
         lines.append(f"KL {point.kl:.2f} nats, {point.length:.1f} tokens")
+    sample = (samples or {}).get((method, int(point.weighting_id)))
+    if sample:
+        lines += ["", *(f"<i>{html.escape(line)}</i>" for line in textwrap.wrap(sample, 48)[:4])]
     return "<br>".join(lines)
 
 
-def _bars(own: pd.DataFrame, objective: str, colour: str) -> dict[str, object]:
+def _bars(own: pd.DataFrame, objective: str, colour: str, bold: float) -> dict[str, object]:
     value = own[f"reward:{objective}"]
-    faint = "rgba({}, {}, {}, 0.35)".format(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)))
     return {"type": "data", "symmetric": False, "array": own[f"high:{objective}"] - value,
-            "arrayminus": value - own[f"low:{objective}"], "color": faint, "thickness": 1.2, "width": 0}  # fmt: skip
+            "arrayminus": value - own[f"low:{objective}"], "color": faint(colour, bold),
+            "thickness": 1.2, "width": 0}  # fmt: skip
+
+
+def faint(colour: str, strength: float = 0.13) -> str:
+    """Return a colour (#RRGGBB) with an opacity of `strength`."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {strength})"
+
+
+def shade(colour: str, *, dark: bool) -> str:
+    """Return what a colour of the light theme is in the dark one."""
+    return DARK.get(colour, colour) if dark else colour
+
+
+def themed(figure: go.Figure, *, dark: bool) -> go.Figure:
+    """Return the figure for a theme: in the dark one, every colour that is too dark to be seen is replaced by its partner."""
+    if not dark:
+        return figure
+    text = figure.to_json()
+    for light, partner in DARK.items():
+        text = text.replace(f'"{light}"', f'"{partner}"').replace(f'"color:{light}', f'"color:{partner}')
+    return go.Figure(json.loads(text))
 
 
 def dress(figure: go.Figure, height: int) -> go.Figure:

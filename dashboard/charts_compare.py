@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from charts import FAINT, REFERENCE, dress
+from charts import FAINT, REFERENCE, dress, faint
 
 Styles = Mapping[str, tuple[str, str]]
 FEW = 4  # methods whose bands can be told apart
 # white to the blue of the theme: readable with any colour vision, also in grey
-SCALE = [[0, "#FFFFFF"], [0.5, "#9CC7E4"], [1, "#0072B2"]]
+SCALE = [[0, "#FFFFFF"], [0.5, "#9CC7E4"], [1, "#00649C"]]
 
 
 def matrix_figure(values: pd.DataFrame, what: str) -> go.Figure:
@@ -28,7 +28,7 @@ def matrix_figure(values: pd.DataFrame, what: str) -> go.Figure:
             value = values.iloc[row, column]
             figure.add_annotation(
                 x=other, y=name, text=text[row][column], showarrow=False,
-                font={"size": 12 if len(names) > 8 else 14, "color": "white" if value > 0.65 else "#1F2933"},
+                font={"size": 12 if len(names) > 8 else 14, "color": "#FFFFFF" if value > 0.65 else "#111111"},
             )  # fmt: skip
     dress(figure, 130 + 34 * max(4, len(names)))
     figure.update_yaxes(autorange="reversed", showgrid=False)
@@ -49,7 +49,7 @@ def cost_figure(benefit: pd.DataFrame, cost: str, label: str, styles: Styles) ->
             hovertemplate=f"{html.escape(row.method)}<br>hypervolume {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
                           f"<br>{html.escape(label)} %{{x:,.6~g}}<extra></extra>",
         )  # fmt: skip
-    dress(figure, 420)
+    dress(figure, 420 if len(benefit) <= FEW else 520)
     figure.update_xaxes(title={"text": label, "standoff": 8}, rangemode="tozero")
     figure.update_yaxes(title={"text": "hypervolume", "standoff": 4})
     return figure
@@ -76,7 +76,7 @@ def steering_figure(
             figure.add_scatter(
                 x=np.concatenate([band.index, band.index[::-1]]),
                 y=np.concatenate([band[f"low:{objective}"], band[f"high:{objective}"][::-1]]),
-                fill="toself", fillcolor=_faint(colour), line={"width": 0}, hoverinfo="skip", showlegend=False,
+                fill="toself", fillcolor=faint(colour), line={"width": 0}, hoverinfo="skip", showlegend=False,
                 legendgroup=method, mode="lines",
             )  # fmt: skip
         figure.add_scatter(
@@ -107,13 +107,15 @@ def history_figure(history: pd.DataFrame, styles: Styles, promoted: Sequence[str
             marker={"color": colour, "symbol": symbol, "size": 11,
                     "line": {"color": ["#E69F00" if width > 1 else "white" for width in ring], "width": ring}},
             error_y={"type": "data", "symmetric": False, "array": own.high - own.value,
-                     "arrayminus": own.value - own.low, "color": _faint(colour, 0.5), "thickness": 1.2, "width": 0},
+                     "arrayminus": own.value - own.low, "color": faint(colour, 0.5), "thickness": 1.2, "width": 0},
             customdata=np.stack([own.run_id, own.published_at.dt.strftime("%Y-%m-%d %H:%M")], axis=1),
             hovertemplate=f"{html.escape(method)}<br>%{{customdata[1]}} UTC<br>run %{{customdata[0]}}"
                           "<br>hypervolume %{y:.2f}<extra></extra>",
         )  # fmt: skip
     dress(figure, 400)
-    figure.update_xaxes(title={"text": "run, oldest first", "standoff": 8}, dtick=max(1, len(order) // 12))
+    figure.update_xaxes(
+        title={"text": "run, oldest first", "standoff": 8}, dtick=max(1, len(order) // 12), range=[0.5, len(order) + 0.5]
+    )
     figure.update_yaxes(title={"text": "hypervolume", "standoff": 4})
     return figure
 
@@ -131,8 +133,3 @@ def stages_figure(stages: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title={"text": "seconds", "standoff": 8}, tickfont={"color": FAINT})
     figure.update_layout(margin={"r": 60})
     return figure
-
-
-def _faint(colour: str, strength: float = 0.13) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, {strength})"

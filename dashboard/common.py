@@ -1,16 +1,18 @@
 """What every page shares: which run and which methods are looked at (in the URL), and a sentence when there is nothing."""
 
+import difflib
+import html
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import charts
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from clp_lightning.errors import ClpError
 from clp_lightning.report import method_styles
 from clp_lightning.store import REFERENCE, Store
-
-CHART = {"displayModeBar": False, "responsive": True}
 
 
 class View(NamedTuple):
@@ -35,15 +37,48 @@ def guarded(title: str, lead: str, draw: Callable[[Store], None], store: Store) 
         st.warning(f"There is nothing to show yet: {error}.", icon=":material/hourglass_empty:")
 
 
-def choose_view(store: Store) -> View:
-    """Let the user choose run and methods; raises `ClpError` when the store holds none."""
+def dark() -> bool:
+    """Whether the user's theme is the dark one."""
+    return bool(st.context.theme.type == "dark")
+
+
+def show(figure: go.Figure, key: str, alt: str, **options: Any) -> Any:
+    """Draw a figure in the user's theme; it can be saved as SVG. Returns what `st.plotly_chart` does."""
+    config = {
+        "displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]],
+        "toImageButtonOptions": {"format": "svg", "filename": key},
+    }  # fmt: skip
+    figure = charts.themed(figure, dark=dark())
+    return st.plotly_chart(figure, width="stretch", config=config, theme=None, key=key, alt=alt, **options)
+
+
+def marked(text: str, before: str | None) -> str:
+    """Return a text as HTML, its words that `before` has not marked; nothing in it is interpreted."""
+    words = text.split()
+    if not words:
+        return "<i>(an empty text)</i>"
+    if before is None:
+        return html.escape(text)
+    parts = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(a=before.split(), b=words, autojunk=False).get_opcodes():
+        if start < end:
+            piece = html.escape(" ".join(words[start:end]))
+            parts.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
+    return " ".join(parts)
+
+
+MARK = "mark{background:#FFE08A;color:#1F2933;border-radius:3px;padding:0 2px}"
+
+
+def choose_view(store: Store, *, methods: bool = True) -> View:
+    """Let the user choose run and, if asked for, `methods`; raises `ClpError` when the store holds none."""
     store.run()  # says so when there is none
     run = store.run(choose_run(store))
     run_id = run["run_id"]
     points, metrics = store.points(run_id), store.metrics(run_id)
     everything = list(points.method.unique())
     chosen = everything
-    if len(everything) > 3:
+    if methods and len(everything) > 3:
         picked = st.pills(
             "Methods", everything, default=everything, selection_mode="multi", format_func=plain, key="methods",
             bind="query-params",
@@ -61,7 +96,10 @@ def choose_run(store: Store, label: str = "Run", key: str = "run") -> str | None
     runs = store.runs()
     if len(runs) < 2:
         return None
-    labels = {row.run_id: f"{row.published_at:%Y-%m-%d %H:%M} · {row.run_id}" for _, row in runs.iterrows()}
+    labels = {
+        row.run_id: f"{row.published_at:%Y-%m-%d %H:%M} · seed {row.training_seed} · {row.run_id}"
+        for _, row in runs.iterrows()
+    }
     options = ["latest", *labels]
     run = st.selectbox(
         label, options, format_func=lambda run: "Latest" if run == "latest" else labels.get(run, run), key=key,

@@ -4,7 +4,7 @@ import charts
 import charts_compare
 import pandas as pd
 import streamlit as st
-from common import CHART, View, choose_view, download, guarded, plain
+from common import View, choose_view, download, guarded, plain, show
 from explanations import COSTS, METRICS, PAIRS
 
 from clp_lightning.report import CAVEAT
@@ -26,10 +26,9 @@ def _page(store: Store) -> None:
         bind="query-params", required=True,
     )  # fmt: skip
     values = pair_matrix(store, view, kind)
-    st.plotly_chart(
-        charts_compare.matrix_figure(values, PAIRS[kind].title), width="stretch", config=CHART, theme=None, key="matrix",
-        alt=f"Matrix of methods: {PAIRS[kind].sentence}",
-    )  # fmt: skip
+    show(
+        charts_compare.matrix_figure(values, PAIRS[kind].title), "matrix", f"Matrix of methods: {PAIRS[kind].sentence}"
+    )
     pairs = len(view.methods) * (len(view.methods) - 1) // 2
     st.caption(f"Row against column. {PAIRS[kind].sentence} {pairs} pairs are compared and none is corrected for that.")
     download(values.reset_index(names="method"), f"{kind}-{view.run_id}")
@@ -80,10 +79,9 @@ def _volumes_and_costs(store: Store, view: View) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         st.header("Hypervolume")
-        st.plotly_chart(
-            charts.hypervolume_figure(view.metrics), width="stretch", config=CHART, theme=None, key="hypervolume",
-            alt="Hypervolume of every method with its 95 % interval",
-        )  # fmt: skip
+        show(
+            charts.hypervolume_figure(view.metrics), "hypervolume", "Hypervolume of every method with its 95 % interval"
+        )
         point = ", ".join(f"{value:g}" for value in view.run["reference_point"])
         st.caption(f"Above the reference point ({point}), with 95 % intervals.")
     with right:
@@ -92,10 +90,11 @@ def _volumes_and_costs(store: Store, view: View) -> None:
         costs = store.methods(view.run_id)[["method", cost]]
         volumes = view.metrics[view.metrics.metric == "hypervolume"][["method", "value", "low", "high"]]
         benefit = volumes.merge(costs, on="method").dropna(subset=cost)
-        st.plotly_chart(
-            charts_compare.cost_figure(benefit, cost, COSTS[cost], view.styles), width="stretch", config=CHART,
-            theme=None, key="cost-figure", alt=f"Hypervolume against {COSTS[cost]}",
-        )  # fmt: skip
+        show(
+            charts_compare.cost_figure(benefit, cost, COSTS[cost], view.styles),
+            "cost-figure",
+            f"Hypervolume against {COSTS[cost]}",
+        )
         st.caption("Further up is better, further left is cheaper.")
 
 

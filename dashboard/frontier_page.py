@@ -1,15 +1,24 @@
 """First page: the frontier of every method, how they compare, and what the policies write."""
 
 import html
+from typing import Any
 
 import charts
+import charts_many
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
-from common import CHART, choose_run, guarded, plain
+from common import View, choose_view, dark, guarded, plain, show, without_reference
 
-from clp_lightning.report import CAVEAT, comparison, difference_sentence, method_styles, weighting_label
+from clp_lightning.report import CAVEAT, comparison, difference_sentence, weighting_label
+from clp_lightning.runs import attainment, siblings
 from clp_lightning.store import REFERENCE, Store
+
+# Pictures of a frontier by the number of objectives (4: four and more), the first is the default.
+KINDS = {1: ["plane"], 2: ["plane"], 3: ["plane", "weightings", "rotatable"], 4: ["parallel", "plane"]}
+CLICKED = 12  # answers shown of a point that was clicked
+FEW_PAIRS = 6
 
 
 def page(store: Store) -> None:
@@ -18,83 +27,174 @@ def page(store: Store) -> None:
 
 
 def _page(store: Store) -> None:
-    store.run()  # says so when there is none
-    run = store.run(choose_run(store))
-    run_id, objectives = run["run_id"], run["objectives"]
-    points, metrics = store.points(run_id), store.metrics(run_id)
+    view = choose_view(store)
+    run = view.run
     st.caption(
-        f"Run {run_id}, published {run['published_at']:%d %B %Y, %H:%M} UTC. Every point is one weighting of the "
+        f"Run {view.run_id}, published {run['published_at']:%d %B %Y, %H:%M} UTC. Every point is one weighting of the "
         f"rewards: the mean over {run['prompts']} unseen prompts, with 95 % intervals. Up and to the right is better."
     )
-    axes = _choose_axes(objectives)
-    figure = charts.frontier_figure(points, objectives, axes)
-    st.plotly_chart(figure, width="stretch", config=CHART, theme=None, key="frontier")
-    if len(objectives) == 2:
-        st.caption(f"The labels at the ends give the weighting, {objectives[0]} : {objectives[1]}.")
-    _methods(store, run, metrics)
+    _picture(store, view)
+    _methods(store, view)
     st.header("What the policies write")
-    _texts(store, run_id, objectives)
+    _texts(store, view)
     _provenance(run)
+
+
+def _picture(store: Store, view: View) -> None:
+    """Draw the frontier in one of the ways that the number of objectives allows; a point that is clicked shows its texts."""
+    objectives = view.objectives
+    kinds = KINDS[min(len(objectives), 4)]
+    kind = kinds[0]
+    if len(kinds) > 1:
+        kind = st.segmented_control(
+            "Picture", kinds, default=kinds[0], key="picture", bind="query-params", required=True
+        )
+    if kind == "rotatable":
+        show(charts_many.rotatable_figure(view.points, objectives), "rotatable", "Mean rewards of every method in 3D")
+        st.caption("Turn it with the mouse; the picture of two objectives has the intervals.")
+        return
+    if kind == "parallel":
+        show(
+            charts_many.parallel_figure(view.points, objectives), "parallel", "Mean rewards of every point by objective"
+        )
+        st.caption("A line per weighting: all of its rewards.")
+        return
+    if kind == "weightings":
+        left, right = st.columns(2)
+        method = left.selectbox(
+            "Method", without_reference(view.methods) or view.methods, key="on", bind="query-params"
+        )
+        coloured = right.selectbox("Coloured by", objectives, key="coloured", bind="query-params")
+        own = view.points[view.points.method == method]
+        figure = charts_many.ternary_figure(own, objectives, coloured)
+        clicked = show(
+            figure, "ternary", f"Mean {coloured} of {method} by weighting", on_select="rerun", selection_mode="points"
+        )
+        st.caption(
+            "Each corner is all the weight on one objective. A policy that is steered is brightest at its corner."
+        )
+    else:
+        axes = _choose_axes(objectives)
+        figure = charts.frontier_figure(view.points, objectives, axes, _samples(store, view))
+        band = _bands(store, view, figure, axes)
+        alt = "Mean rewards of every method and weighting with 95 % intervals"
+        clicked = show(figure, "frontier", alt, on_select="rerun", selection_mode="points")
+        legend = "Hollow points are dominated by another point of their method. Click a point to read its texts."
+        ends = f" The labels at the ends give the weighting, {objectives[0]} : {objectives[1]}."
+        if len(objectives) != 2 or len(view.methods) > charts.FEW:
+            ends = ""
+        st.caption(legend + ends + band)
+    _clicked(store, view, clicked)
+
+
+def _samples(store: Store, view: View) -> dict[charts.Key, str]:
+    """Return an answer to the first document for every point."""
+    documents = store.documents(view.run_id)
+    texts = store.texts(view.run_id, documents.prompt_id.iloc[0]).drop_duplicates(["method", "weighting_id"])
+    return {(row.method, int(row.weighting_id)): row.response for row in texts.itertuples()}
+
+
+def _bands(store: Store, view: View, figure: go.Figure, axes: tuple[str, str] | None) -> str:
+    """Offer bands over training seeds where the store has several; return what they mean once they are drawn."""
+    if len(view.objectives) != 2:
+        return ""
+    same = siblings(store, view.run_id)
+    if len(same) < 2 or not st.toggle(f"Bands over {len(same)} training seeds", key="bands", bind="query-params"):
+        return ""
+    surfaces = attainment(store, same, (1 / len(same), 0.5, 1.0))
+    charts.attainment_bands(figure, {method: surfaces[method] for method in view.methods if method in surfaces})
+    seeds = ", ".join(str(run["training_seed"]) for run in same)
+    return f" Bands: from what all runs attain to what one of them does, dotted the median (training seeds {seeds})."
+
+
+def _clicked(store: Store, view: View, event: Any) -> None:
+    """Show what was written at the point that was clicked."""
+    points = [point for point in event.selection.points if "customdata" in point]
+    if not points:
+        return
+    method, weighting_id = points[0]["customdata"][:2]
+    chosen = view.points[(view.points.method == method) & (view.points.weighting_id == int(weighting_id))]
+    if chosen.empty:
+        return  # a click on the figure of an earlier publication
+    weights = charts.weighting(chosen.iloc[0], view.objectives)
+    where = "" if weights is None else f" at {weighting_label(weights)}"
+    answers = store.answers_at(view.run_id, method, int(weighting_id), CLICKED)
+    with st.container(border=True):
+        st.subheader(f"{plain(method)}{where}", anchor=False)
+        st.dataframe(
+            answers, hide_index=True, width="stretch", alt=f"Answers of {method}{where}",
+            column_order=["document", "response", *(f"reward:{name}" for name in view.objectives), "length"],
+            column_config={
+                "document": st.column_config.TextColumn(width="large"),
+                "response": st.column_config.TextColumn("answer", width="large"),
+                "length": st.column_config.NumberColumn("tokens", format="%d"),
+                **{f"reward:{name}": st.column_config.NumberColumn(name, format="%.2f") for name in view.objectives},
+            },
+        )  # fmt: skip
 
 
 def _choose_axes(objectives: list[str]) -> tuple[str, str] | None:
     if len(objectives) < 3:
         return None
     left, right = st.columns(2)
-    x = left.selectbox("Horizontal axis", objectives, index=0)
-    return x, right.selectbox("Vertical axis", [name for name in objectives if name != x], index=0)
+    x = left.selectbox("Horizontal axis", objectives, index=0, key="x", bind="query-params")
+    others = [name for name in objectives if name != x]
+    return x, right.selectbox("Vertical axis", others, index=0, key="y", bind="query-params")
 
 
-def _methods(store: Store, run: dict, metrics: pd.DataFrame) -> None:
+def _methods(store: Store, view: View) -> None:
     st.header("How the methods compare")
-    result = comparison(store, run["run_id"])
+    result = comparison(store, view.run_id)
     left, right = st.columns([4, 6], gap="large")
     with left:
         st.subheader("Hypervolume")
-        st.plotly_chart(
-            charts.hypervolume_figure(metrics), width="stretch", config=CHART, theme=None, key="hypervolume"
+        show(
+            charts.hypervolume_figure(view.metrics), "hypervolume", "Hypervolume of every method with its 95 % interval"
         )
-        point = ", ".join(f"{value:g}" for value in run["reference_point"])
+        point = ", ".join(f"{value:g}" for value in view.run["reference_point"])
         st.caption(f"The space a frontier encloses above the reference point ({point}). Larger is better.")
     with right:
         st.subheader("Paired differences")
         pairs = [
             pair
             for pair in result["comparisons"]
-            if pair["statistic"] == "hypervolume" and (REFERENCE not in pair["methods"] or len(result["methods"]) == 2)
+            if pair["statistic"] == "hypervolume"
+            and set(pair["methods"]) <= set(view.methods)
+            and (REFERENCE not in pair["methods"] or len(view.methods) == 2)
         ]
-        st.markdown(
-            "\n".join(f"- {plain(difference_sentence(pair))}." for pair in pairs) or "There is one method only."
-        )
+        if len(pairs) > FEW_PAIRS:
+            st.markdown(f"{len(pairs)} pairs: the page **Dominance** has them all, with probabilities.")
+        else:
+            sentences = "\n".join(f"- {plain(difference_sentence(pair))}." for pair in pairs)
+            st.markdown(sentences or "There is one method only.")
         st.caption(f"The same resamples of the prompts for both methods. {CAVEAT}")
         st.subheader("Dominated points and steerability")
-        st.table(_method_table(result).style.hide(axis="index"))
+        st.table(_method_table(result, view.methods).style.hide(axis="index"))
         st.caption(
-            "Dominates: the share of the named method's points that some point of the column's method beats in one "
+            "Dominates: the share of the named method's points that some point of the row's method beats in one "
             "objective and equals or beats in all. Steerability: does more weight buy more reward? "
             "1 always, 0 never (Kendall's tau)."
         )
 
 
-def _method_table(result: dict) -> pd.DataFrame:
-    """A column per method, a row per share and per objective."""
-    methods = {method["method"]: method for method in result["methods"]}
-    table: dict[str, list[str]] = {"": []} | {name: [] for name in methods}
-    for other in methods if len(methods) > 1 else ():
-        table[""].append(f"dominates {other}")
-        for name, method in methods.items():
-            share = method["dominated_share"].get(other)
-            table[name].append("–" if share is None else f"{share['value']:.0%}")
-    for objective in result["objectives"]:
-        table[""].append(f"steers {objective}")
-        for name, method in methods.items():
-            tau = method["steerability"].get(objective)
-            table[name].append("–" if tau is None else f"{tau:.2f}")
-    return pd.DataFrame(table)
+def _method_table(result: dict, shown: list[str]) -> pd.DataFrame:
+    """A row per method, a column per method that it dominates and per objective."""
+    methods = {method["method"]: method for method in result["methods"] if method["method"] in shown}
+    others = list(methods) if 1 < len(methods) <= FEW_PAIRS else []
+    rows = []
+    for name, method in methods.items():
+        shares = {f"dominates {other}": method["dominated_share"].get(other) for other in others}
+        steers = {f"steers {objective}": method["steerability"].get(objective) for objective in result["objectives"]}
+        rows.append({
+            "": name, **{key: "–" if share is None else f"{share['value']:.0%}" for key, share in shares.items()},
+            **{key: "–" if tau is None else f"{tau:.2f}" for key, tau in steers.items()},
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 @st.fragment
-def _texts(store: Store, run_id: str, objectives: list[str]) -> None:
+def _texts(store: Store, view: View) -> None:
+    run_id, objectives = view.run_id, view.objectives
     search_column, document_column = st.columns([2, 3])
     search = search_column.text_input("Search the documents", placeholder="a word, a service, an operation")
     documents = store.documents(run_id, search.strip()).set_index("prompt_id")
@@ -107,10 +207,10 @@ def _texts(store: Store, run_id: str, objectives: list[str]) -> None:
         format_func=lambda i: _title(documents.document.get(i, i)),
     )
     texts = store.texts(run_id, chosen)
-    methods = list(texts.method.unique())
+    texts, methods = texts[texts.method.isin(view.methods)], view.methods
     # Many methods do not fit beside the weighting.
     method_column, weighting_column = st.columns([2, 3]) if len(methods) <= 3 else (st.container(), st.container())
-    shown = method_column.pills("Methods", methods, default=methods, selection_mode="multi", format_func=plain)
+    shown = method_column.pills("Whose texts", methods, default=methods, selection_mode="multi", format_func=plain)
     weightings = texts[[f"w:{name}" for name in objectives]].dropna().drop_duplicates().to_numpy()
     if len(weightings) > 1:
         # The options are positions: a tuple as the value would make this a slider for ranges.
@@ -132,14 +232,13 @@ def _texts(store: Store, run_id: str, objectives: list[str]) -> None:
     if not shown:
         st.info("Choose a method to see what it writes.", icon=":material/checklist:")
         return
-    styles = method_styles(methods)
     for start in range(0, len(shown), 3):
         for column, method in zip(st.columns(min(3, len(shown))), shown[start : start + 3], strict=False):
             with column:
                 _card(
                     _nearest(texts[texts.method == method], target, objectives),
                     method,
-                    styles[method][0],
+                    view.styles[method][0],
                     target,
                     objectives,
                 )
@@ -161,8 +260,9 @@ def _card(rows: pd.DataFrame, method: str, colour: str, target: tuple[float, ...
         where += ", its nearest"
     with st.container(border=True, height="stretch"):
         st.html(
-            f'<div style="border-left:4px solid {colour};padding-left:.6rem;line-height:1.35">'
-            f'<b>{html.escape(method)}</b><br><span style="color:{charts.FAINT};font-size:.85rem">{where}</span></div>'
+            f'<div style="border-left:4px solid {charts.shade(colour, dark=dark())};padding-left:.6rem;line-height:1.35">'
+            f'<b>{html.escape(method)}</b><br><span style="color:{charts.shade(charts.FAINT, dark=dark())};font-size:.85rem">'
+            f"{where}</span></div>"
         )
         for _, row in rows.iterrows():
             st.text(row.response or "(an empty text)")

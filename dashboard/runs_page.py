@@ -1,13 +1,14 @@
 """Fifth page: retrainings over time, the champion, every decision, what each stage cost, and what differs between runs."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import charts_compare
 import pandas as pd
 import streamlit as st
-from common import CHART, choose_run, download, guarded
+from common import choose_run, download, guarded, show
 
 from clp_lightning.errors import ClpError
 from clp_lightning.report import method_styles
@@ -23,12 +24,14 @@ def _page(store: Store) -> None:
     runs, history, decisions = store.runs(), store.history(), store.decisions()
     store.run()
     st.info(champion_sentence(store.path.parent / "models" / "champion.json"), icon=":material/trophy:")
+    st.link_button("Scheduled runs in Prefect", f"{prefect_address()}/runs", icon=":material/open_in_new:")
     st.header("Hypervolume over the runs")
     promoted = decisions[decisions.promoted].run_id.tolist()
-    st.plotly_chart(
-        charts_compare.history_figure(history, method_styles(history.method.unique()), promoted), width="stretch",
-        config=CHART, theme=None, key="history", alt="Hypervolume of every method over the runs",
-    )  # fmt: skip
+    show(
+        charts_compare.history_figure(history, method_styles(history.method.unique()), promoted),
+        "history",
+        "Hypervolume of every method over the runs",
+    )
     st.caption(
         "A ring marks runs whose policy became the champion. Runs on other prompts or axes are not comparable by height."
     )
@@ -37,6 +40,12 @@ def _page(store: Store) -> None:
     run = store.run(choose_run(store))
     _stages(store, run["run_id"])
     _differences(store, runs, run)
+
+
+def prefect_address() -> str:
+    """Return where Prefect's own pages are: as Prefect is configured, else where `make server` serves them."""
+    api = os.environ.get("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    return os.environ.get("PREFECT_UI_URL") or api.removesuffix("/").removesuffix("/api")
 
 
 def champion_sentence(path: Path) -> str:
@@ -84,10 +93,7 @@ def _stages(store: Store, run_id: str) -> None:
         st.caption("When its stages ran was not recorded (a run of an older version).")
         return
     st.subheader("Stages", anchor=False)
-    st.plotly_chart(
-        charts_compare.stages_figure(stages), width="stretch", config=CHART, theme=None, key="stages",
-        alt="Seconds of each stage",
-    )  # fmt: skip
+    show(charts_compare.stages_figure(stages), "stages", "Seconds of each stage")
     st.caption(
         f"Last executions, {stages.seconds.sum():,.0f} s together; one that was resumed counts its last part only."
     )

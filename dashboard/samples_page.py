@@ -1,11 +1,10 @@
 """Fourth page: one document at every weighting, and the answers with the least of a reward."""
 
-import difflib
 import html
 
 import pandas as pd
 import streamlit as st
-from common import View, choose_view, download, guarded, without_reference
+from common import MARK, View, choose_view, download, guarded, marked, without_reference
 
 from clp_lightning.report import weighting_label
 from clp_lightning.store import REFERENCE, Store
@@ -71,25 +70,10 @@ def side_by_side(own: pd.DataFrame, reference: pd.DataFrame, objectives: list[st
     return (
         "<style>.answers{width:100%;border-collapse:collapse;font-size:.95rem}.answers td,.answers th{padding:.35rem .6rem;"
         "border-bottom:1px solid rgba(128,128,128,.3);text-align:left;vertical-align:top}.answers .number{text-align:right;"
-        "font-variant-numeric:tabular-nums}.answers .w{white-space:nowrap}.answers mark{background:#FFE08A;color:#1F2933;"
-        f"border-radius:3px;padding:0 2px}}</style><div style='overflow-x:auto'><table class=answers><thead><tr>{head}</tr>"
+        "font-variant-numeric:tabular-nums}.answers .w{white-space:nowrap}"
+        f"{MARK}</style><div style='overflow-x:auto'><table class=answers><thead><tr>{head}</tr>"
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
-
-
-def marked(text: str, before: str | None) -> str:
-    """Return a text as HTML, its words that `before` has not marked; nothing in it is interpreted."""
-    words = text.split()
-    if not words:
-        return "<i>(an empty text)</i>"
-    if before is None:
-        return html.escape(text)
-    parts = []
-    for kind, _, _, start, end in difflib.SequenceMatcher(a=before.split(), b=words, autojunk=False).get_opcodes():
-        if start < end:
-            piece = html.escape(" ".join(words[start:end]))
-            parts.append(piece if kind == "equal" else f"<mark>{piece}</mark>")
-    return " ".join(parts)
 
 
 @st.fragment

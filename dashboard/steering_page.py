@@ -3,7 +3,7 @@
 import charts_compare
 import pandas as pd
 import streamlit as st
-from common import CHART, View, choose_view, download, guarded, without_reference
+from common import View, choose_view, download, guarded, show, without_reference
 
 from clp_lightning.errors import ClpError
 from clp_lightning.store import Store
@@ -27,10 +27,11 @@ def _page(store: Store) -> None:
         for column, name in zip(st.columns(2, gap="large"), view.objectives[start : start + 2], strict=False):
             with column:
                 st.subheader(name, anchor=False)
-                st.plotly_chart(
-                    charts_compare.steering_figure(steered, name, view.styles), width="stretch", config=CHART, theme=None,
-                    key=f"steer-{name}", alt=f"Reward {name} against its weight for every method",
-                )  # fmt: skip
+                show(
+                    charts_compare.steering_figure(steered, name, view.styles),
+                    f"steer-{name}",
+                    f"Reward {name} against its weight for every method",
+                )
     st.caption(
         "Bands (of up to four methods) are 95 % intervals over the test prompts. Beyond two objectives a line is the mean "
         "at its weight."
@@ -56,10 +57,11 @@ def _page(store: Store) -> None:
         "Monitor", list(WATCHED), format_func=WATCHED.__getitem__, key="monitor", bind="query-params"
     )
     against = right.selectbox("Against the weight of", view.objectives, key="against", bind="query-params")
-    st.plotly_chart(
-        charts_compare.steering_figure(steered, against, view.styles, watched, WATCHED[watched]), width="stretch",
-        config=CHART, theme=None, key="monitors", alt=f"{WATCHED[watched]} against the weight of {against}",
-    )  # fmt: skip
+    show(
+        charts_compare.steering_figure(steered, against, view.styles, watched, WATCHED[watched]),
+        "monitors",
+        f"{WATCHED[watched]} against the weight of {against}",
+    )
     st.caption("Monitored, never optimized: a reward that is gamed shows here first.")
 
 

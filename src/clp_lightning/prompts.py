@@ -36,8 +36,7 @@ class PromptTemplate:
         for row, document in enumerate(documents):
             if not document.strip():
                 raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
-        head, tail = (self._encode([part])[0] if part else [] for part in self.generation.template.split("{document}"))
-        room = self.generation.max_prompt_tokens - len(head) - len(tail)
+        head, tail, room = self._frame()
         texts = [self.written(row) for row in coefficients] if coefficients is not None else [""] * len(documents)
         written = [self._encode([text])[0] if text else [] for text in texts]
         encoded = self._encode([text.strip() for text in documents])
@@ -47,6 +46,10 @@ class PromptTemplate:
             torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),
             torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device),
         )
+
+    def left_out(self, document: str) -> int:
+        """Return how many tokens at a document's end do not fit into the prompt."""
+        return max(0, len(self._encode([document.strip()])[0]) - self._frame()[2])
 
     def responses(
         self, responses: Sequence[str], max_tokens: int | None, device: torch.device | str
@@ -75,6 +78,11 @@ class PromptTemplate:
             self._encode([self.written([0.5 / len(self.objectives)] * len(self.objectives))])[0] if prompted else []
         )
         return len(written) + self.generation.max_prompt_tokens + self.generation.max_new_tokens
+
+    def _frame(self) -> tuple[list[int], list[int], int]:
+        """Return the template's tokens before and behind the document, and the number of tokens between."""
+        head, tail = (self._encode([part])[0] if part else [] for part in self.generation.template.split("{document}"))
+        return head, tail, self.generation.max_prompt_tokens - len(head) - len(tail)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -83,14 +83,28 @@ def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "seeds": [run["training_seed"] for run in runs],
         "methods": {method: nested(values, first["prompts"]) for method, values in volumes.items()},
         "differences": {(a, b): nested(volumes[a] - volumes[b], first["prompts"]) for a, b in pairs},
-        "attainment": {name: _attainment([run.mean(1) for run in each]) for name, each in rewards.items()},
+        "attainment": {name: _attainment([run.mean(1) for run in each], (0.5, 1.0)) for name, each in rewards.items()},
     }
 
 
-def _attainment(points: Sequence[Array]) -> dict[float, Array]:
-    """Return the surfaces [M, K] that half and that all of the runs' points [N, K] attain; none beyond 3 objectives."""
-    shares = (0.5, 1.0) if points[0].shape[-1] in (2, 3) else ()
-    return {share: frontier.attainment(points, share) for share in shares}
+def attainment(
+    store: Store, runs: Sequence[Mapping[str, Any]], shares: Sequence[float]
+) -> dict[str, dict[float, Array]]:
+    """Return, per method that all runs have, the surfaces [M, K] that at least these shares of the runs attain.
+
+    None beyond three objectives: `moocore` computes no others.
+    """
+    objectives = runs[0]["objectives"]
+    means: dict[str, list[Array]] = {}
+    for run in runs:
+        points = store.points(run["run_id"])
+        for method, own in points.groupby("method", sort=False):
+            means.setdefault(str(method), []).append(own[[f"reward:{name}" for name in objectives]].to_numpy(float))
+    return {method: _attainment(each, shares) for method, each in means.items() if len(each) == len(runs)}
+
+
+def _attainment(points: Sequence[Array], shares: Sequence[float]) -> dict[float, Array]:
+    return {share: frontier.attainment(points, share) for share in shares if points[0].shape[-1] in (2, 3)}
 
 
 def against(store: Store, run: str, other: str) -> dict[str, Any]:

@@ -88,6 +88,13 @@ class Store:
         frame = self._query(query, run, method, at_most, position, at_most, position, limit)
         return self._named(run, frame)
 
+    def answers_at(self, run: str, method: str, weighting_id: int, limit: int) -> pd.DataFrame:
+        """Answers of a method at one weighting with their documents, by prompt."""
+        query = """SELECT p.document, r.response, r.rewards, r.kl, r.length
+                   FROM m.results r JOIN m.prompts p USING (run_id, prompt_id)
+                   WHERE run_id = ? AND method = ? AND weighting_id = ? ORDER BY prompt_id, response LIMIT ?"""
+        return self._named(run, self._query(query, run, method, weighting_id, limit))
+
     def stages(self, run: str) -> pd.DataFrame:
         """The last execution of each stage that a run rests on, in order: stage, started_at, seconds, peak_memory_mb."""
         return self._query("SELECT * EXCLUDE (run_id) FROM m.stages WHERE run_id = ? ORDER BY started_at, stage", run)
