@@ -14,6 +14,7 @@ import runs_page
 import samples_page
 import steering_page
 import streamlit as st
+from common import identity
 
 from clp_lightning.store import Store
 
@@ -34,16 +35,12 @@ def open_store(path: str) -> Store:
 @st.fragment(run_every="3s")
 def follow(store: Store) -> None:
     """Draw the page again when the file was published anew."""
-    drawn = st.session_state.get("drawn")
-    now = store.identity() or "missing"
-    if drawn != now:
-        st.session_state.drawn = now
+    if st.session_state.get("drawn") != identity(store):
         st.rerun(scope="app")
 
 
 st.set_page_config(page_title="CLP Lightning", layout="wide")
 store = open_store(store_path())
-st.session_state.drawn = store.identity() or "missing"
 PAGES = {
     "Frontier": frontier_page,
     "Dominance": dominance_page,

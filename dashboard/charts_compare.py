@@ -114,7 +114,9 @@ def history_figure(history: pd.DataFrame, styles: Styles, promoted: Sequence[str
         )  # fmt: skip
     dress(figure, 400)
     figure.update_xaxes(
-        title={"text": "run, oldest first", "standoff": 8}, dtick=max(1, len(order) // 12), range=[0.5, len(order) + 0.5]
+        title={"text": "run, oldest first", "standoff": 8},
+        dtick=max(1, len(order) // 12),
+        range=[0.5, len(order) + 0.5],
     )
     figure.update_yaxes(title={"text": "hypervolume", "standoff": 4})
     return figure

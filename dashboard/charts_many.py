@@ -18,7 +18,7 @@ def ternary_figure(points: pd.DataFrame, objectives: Sequence[str], objective: s
     corners = {axis: own[f"w:{name}"] for axis, name in zip("abc", objectives, strict=True)}
     figure = go.Figure()
     figure.add_scatterternary(
-        **corners, mode="markers", text=[_hover(point, objectives) for _, point in own.iterrows()],
+        **corners, mode="markers", cliponaxis=False, text=[_hover(point, objectives) for _, point in own.iterrows()],
         customdata=own[["method", "weighting_id"]].to_numpy(), hovertemplate="%{text}<extra></extra>",
         marker={"size": 22, "color": own[f"reward:{objective}"], "colorscale": SCALE,
                 "line": {"color": "white", "width": 1},
@@ -26,7 +26,7 @@ def ternary_figure(points: pd.DataFrame, objectives: Sequence[str], objective: s
                              "orientation": "h", "y": -0.2, "len": 0.8}},
     )  # fmt: skip
     axes = {
-        f"{axis}axis": {"title": {"text": html.escape(name)}, "gridcolor": GRID, "linecolor": FAINT, "min": -0.04,
+        f"{axis}axis": {"title": {"text": html.escape(name)}, "gridcolor": GRID, "linecolor": FAINT,
                         "tickvals": [0.25, 0.5, 0.75], "tickfont": {"color": FAINT}}
         for axis, name in zip("abc", objectives, strict=True)
     }  # fmt: skip

@@ -1,8 +1,9 @@
 """What every page shares: which run and which methods are looked at (in the URL), and a sentence when there is nothing."""
 
+import contextlib
 import difflib
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import charts
@@ -29,11 +30,31 @@ class View(NamedTuple):
 
 def guarded(title: str, lead: str, draw: Callable[[Store], None], store: Store) -> None:
     """Draw a page under its title; a store that cannot be read becomes one plain sentence."""
+    st.session_state.drawn = identity(store)
     st.title(title)
     st.caption(lead)
-    try:
+    with steady(store):
         draw(store)
-    except ClpError as error:
+
+
+def identity(store: Store) -> tuple[int, int] | str:
+    """Return what changes with every publication."""
+    return store.identity() or "missing"
+
+
+@contextlib.contextmanager
+def steady(store: Store) -> Iterator[None]:
+    """Draw again what failed because the store was swapped while it was drawn, e.g. because its run was pruned.
+
+    What a page's fragments draw needs this as well: they come back to a run that may be gone by then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if st.session_state.get("drawn", identity(store)) != identity(store):
+            st.rerun()
+        if not isinstance(error, ClpError):
+            raise
         st.warning(f"There is nothing to show yet: {error}.", icon=":material/hourglass_empty:")
 
 

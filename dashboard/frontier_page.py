@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from common import View, choose_view, dark, guarded, plain, show, without_reference
+from common import View, choose_view, dark, guarded, plain, show, steady, without_reference
 
 from clp_lightning.report import CAVEAT, comparison, difference_sentence, weighting_label
 from clp_lightning.runs import attainment, siblings
@@ -17,6 +17,10 @@ from clp_lightning.store import REFERENCE, Store
 
 # Pictures of a frontier by the number of objectives (4: four and more), the first is the default.
 KINDS = {1: ["plane"], 2: ["plane"], 3: ["plane", "weightings", "rotatable"], 4: ["parallel", "plane"]}
+PICTURES = {
+    "plane": "Two objectives", "weightings": "Triangle of weightings", "rotatable": "All three, in 3D",
+    "parallel": "All objectives",
+}  # fmt: skip
 CLICKED = 12  # answers shown of a point that was clicked
 FEW_PAIRS = 6
 
@@ -47,8 +51,9 @@ def _picture(store: Store, view: View) -> None:
     kind = kinds[0]
     if len(kinds) > 1:
         kind = st.segmented_control(
-            "Picture", kinds, default=kinds[0], key="picture", bind="query-params", required=True
-        )
+            "Picture", kinds, default=kinds[0], format_func=PICTURES.__getitem__, key="picture", bind="query-params",
+            required=True,
+        )  # fmt: skip
     if kind == "rotatable":
         show(charts_many.rotatable_figure(view.points, objectives), "rotatable", "Mean rewards of every method in 3D")
         st.caption("Turn it with the mouse; the picture of two objectives has the intervals.")
@@ -80,9 +85,8 @@ def _picture(store: Store, view: View) -> None:
         alt = "Mean rewards of every method and weighting with 95 % intervals"
         clicked = show(figure, "frontier", alt, on_select="rerun", selection_mode="points")
         legend = "Hollow points are dominated by another point of their method. Click a point to read its texts."
-        ends = f" The labels at the ends give the weighting, {objectives[0]} : {objectives[1]}."
-        if len(objectives) != 2 or len(view.methods) > charts.FEW:
-            ends = ""
+        labelled = len(objectives) == 2 and len(view.methods) <= charts.FEW
+        ends = f" The labels at the ends give the weighting, {' : '.join(objectives)}." if labelled else ""
         st.caption(legend + ends + band)
     _clicked(store, view, clicked)
 
@@ -194,6 +198,11 @@ def _method_table(result: dict, shown: list[str]) -> pd.DataFrame:
 
 @st.fragment
 def _texts(store: Store, view: View) -> None:
+    with steady(store):
+        _one_document(store, view)
+
+
+def _one_document(store: Store, view: View) -> None:
     run_id, objectives = view.run_id, view.objectives
     search_column, document_column = st.columns([2, 3])
     search = search_column.text_input("Search the documents", placeholder="a word, a service, an operation")

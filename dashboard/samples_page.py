@@ -4,7 +4,7 @@ import html
 
 import pandas as pd
 import streamlit as st
-from common import MARK, View, choose_view, download, guarded, marked, without_reference
+from common import MARK, View, choose_view, download, guarded, marked, steady, without_reference
 
 from clp_lightning.report import weighting_label
 from clp_lightning.store import REFERENCE, Store
@@ -28,6 +28,11 @@ def _page(store: Store) -> None:
 
 @st.fragment
 def _document(store: Store, view: View) -> None:
+    with steady(store):
+        _one_document(store, view)
+
+
+def _one_document(store: Store, view: View) -> None:
     left, right = st.columns([2, 3])
     search = left.text_input(
         "Search the documents", placeholder="a word, a service, an operation", key="search", bind="query-params"
@@ -71,13 +76,19 @@ def side_by_side(own: pd.DataFrame, reference: pd.DataFrame, objectives: list[st
         "<style>.answers{width:100%;border-collapse:collapse;font-size:.95rem}.answers td,.answers th{padding:.35rem .6rem;"
         "border-bottom:1px solid rgba(128,128,128,.3);text-align:left;vertical-align:top}.answers .number{text-align:right;"
         "font-variant-numeric:tabular-nums}.answers .w{white-space:nowrap}"
-        f"{MARK}</style><div style='overflow-x:auto'><table class=answers><thead><tr>{head}</tr>"
+        f"{MARK}</style><div style='overflow-x:auto' role=region tabindex=0 aria-label='Answers by weighting'>"
+        f"<table class=answers><thead><tr>{head}</tr>"
         f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
 @st.fragment
 def _worst(store: Store, view: View) -> None:
+    with steady(store):
+        _worst_answers(store, view)
+
+
+def _worst_answers(store: Store, view: View) -> None:
     left, middle, right = st.columns(3)
     objective = left.selectbox("Least of", view.objectives, key="least", bind="query-params")
     method = middle.selectbox("Of the method", view.methods, key="of", bind="query-params")

@@ -1,13 +1,6 @@
-"""The dashboard on real stores: its logic through AppTest, and once as a person sees it, in a browser."""
+"""The dashboard's first page on real stores, through AppTest; test_browser.py sees it as a person does."""
 
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -98,8 +91,9 @@ def test_a_new_publication_is_shown(project, monkeypatch):
     assert f"Run {run_id}" in shown(app)
 
 
-def test_one_and_three_objectives(tmp_path, monkeypatch):
-    for names in (("a",), ("a", "b", "c")):
+def test_pictures_for_one_three_and_four_objectives(tmp_path, monkeypatch):
+    pictures = {1: [], 3: ["plane", "weightings", "rotatable"], 4: ["parallel", "plane"]}
+    for names in (("a",), ("a", "b", "c"), ("a", "b", "c", "d")):
         parameters = config(rewards={name: {"kind": "brevity", "min_words": 3} for name in names})
         folder = tmp_path / str(len(names))
         write_results(folder / "results", parameters)
@@ -107,6 +101,9 @@ def test_one_and_three_objectives(tmp_path, monkeypatch):
         app = run(folder / "frontier.duckdb", monkeypatch)
         assert "clp-full encloses" in shown(app)
         assert not app.warning
+        for picture in pictures[len(names)]:
+            app.button_group(key="picture").set_value(picture).run()
+            assert not app.exception and not app.warning, picture
 
 
 @pytest.mark.parametrize("kind", ["missing", "foreign", "truncated", "empty"])
@@ -125,65 +122,3 @@ def test_a_store_that_cannot_be_shown_is_one_plain_sentence(project, monkeypatch
     assert len(app.warning) == 1
     assert "make repro" in app.warning[0].value and str(path) in app.warning[0].value
     assert "Traceback" not in shown(app)
-
-
-@pytest.fixture
-def server(project) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(APP), "--server.port", str(port)]
-    command += ["--", "--store", str(project / "frontier.duckdb")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < until and process.poll() is None, "streamlit did not start"
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser(server, project, width):
-    from playwright.sync_api import sync_playwright
-
-    chromium = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
-        )
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        errors, requests = [], []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("websocket", lambda socket: requests.append(socket.url))
-        page.goto(server)
-        page.get_by_text("How this run was made").wait_for(timeout=60_000)
-        page.locator(".js-plotly-plot").nth(1).wait_for()
-        middle = page.get_by_text("Creates the resource of CreateBucket0 in the [clp-full]", exact=True)
-        middle.wait_for()
-        page.get_by_role("slider").press("ArrowRight")
-        page.get_by_text("Creates the resource of CreateBucket0 in the Region that [clp-full]", exact=True).wait_for()
-        assert middle.count() == 0
-        # nothing is wider than the window
-        assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= width
-
-        # a publication shows up by itself
-        write_results(project / "results", CONFIG, seed=77)
-        run_id = publish(project / "results", project / "frontier.duckdb", CONFIG)
-        page.get_by_text(f"Run {run_id}").first.wait_for(timeout=30_000)
-        browser.close()
-    assert errors == []
-    assert {url.split("/")[2] for url in requests if not url.startswith(("data:", "blob:"))} == {server.split("/")[2]}

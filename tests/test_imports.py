@@ -32,7 +32,15 @@ SURFACE = {
     "cli",
     "workspace",
 }
-SURFACE |= {"playground", "oracle_run", "oracle_report", "promotion_stage", "cli_champion", "policy_evaluation", "retention"}
+SURFACE |= {
+    "playground",
+    "oracle_run",
+    "oracle_report",
+    "promotion_stage",
+    "cli_champion",
+    "policy_evaluation",
+    "retention",
+}
 LAYERS = [PURE, DATA, PARTS, POLICY, WORK, SURFACE]
 
 HEAVY = {"torch", "transformers", "lightning", "peft", "matplotlib", "scipy", "moocore", "gguf", "botocore"}

@@ -1,0 +1,133 @@
+"""A dashboard's server and a page of headless Chromium, for tests and screenshots: what a person sees, and what went wrong."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+APP = Path(__file__).resolve().parent.parent / "dashboard" / "app.py"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+# Opened by its address, a page first asks for these below its own path, before it looks at the root (Streamlit 1.67).
+DEEP_LINK = ("/_stcore/health", "/_stcore/host-config")
+
+
+@contextlib.contextmanager
+def serving(store: Path) -> Iterator[str]:
+    """Run the dashboard on a store; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(APP),
+        "--server.port",
+        str(port),
+        "--",
+        "--store",
+        str(store),
+    ]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=APP.parent.parent, env=os.environ | {"OMP_NUM_THREADS": "2"}, **quiet)
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).close()
+                break
+            except OSError:
+                if time.monotonic() > until or process.poll() is not None:
+                    raise RuntimeError("streamlit did not start") from None
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """Start headless Chromium; yields playwright's browser, None when the machine has none."""
+    from playwright.sync_api import sync_playwright
+
+    path = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
+    if path is None:
+        yield None
+        return
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page on the dashboard; `problems` collects errors of the console and requests to other hosts."""
+
+    def __init__(self, browser: Any, address: str, width: int = 1280, scheme: str = "light") -> None:
+        self.address, self.problems = address, []
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.set_default_timeout(60_000)
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self._request(request.url))
+        self.page.on("websocket", lambda socket: self._request(socket.url))
+
+    def open(self, title: str, width: int = 1280) -> Any:
+        """Open the first page, then the one with this title as a person does, from the navigation."""
+        self.page.goto(self.address)
+        self.heading("Frontier")
+        if title != "Frontier":
+            if width < 800:
+                self.page.get_by_test_id("stExpandSidebarButton").click()
+            self.go(title)
+            if width < 800:
+                self.page.get_by_test_id("stSidebarCollapseButton").get_by_role("button").click()
+        self.settle()
+        return self.page
+
+    def go(self, title: str) -> None:
+        """Follow the navigation's link to another page."""
+        self.page.get_by_role("link", name=title, exact=True).click()
+        self.heading("Runs and promotions" if title == "Runs" else title)
+
+    def heading(self, text: str) -> None:
+        """Wait for the page's title."""
+        self.page.get_by_role("heading", name=text, exact=True, level=1).wait_for()
+
+    def settle(self) -> None:
+        """Wait until the script has run and the figures are drawn."""
+        self.page.wait_for_function(
+            """() => !document.querySelector('[data-testid=stStatusWidget]')
+                && document.querySelectorAll('[data-stale=true]').length === 0
+                && [...document.querySelectorAll('.js-plotly-plot')].every(plot => plot.querySelector('.main-svg'))"""
+        )
+
+    def traces(self, key: str) -> list[dict[str, Any]]:
+        """Return the traces of the figure drawn under a key, as plotly holds them (typed arrays as lists)."""
+        found: list[dict[str, Any]] = self.page.locator(f".st-key-{key} .js-plotly-plot").evaluate(
+            """plot => JSON.parse(JSON.stringify(plot.data.map(({name, x, y, z, type}) => ({name: name ?? null, x, y, z, type})),
+                (_, value) => ArrayBuffer.isView(value) ? Array.from(value) : value?.bdata !== undefined ? value._inputArray
+                ? Array.from(value._inputArray) : value : value))"""
+        )
+        return found
+
+    def shown(self) -> str:
+        """Return all text of the page."""
+        return str(self.page.get_by_test_id("stMain").inner_text())
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error" and not message.location.get("url", "").endswith(DEEP_LINK):
+            self.problems.append(message.text)
+
+    def _request(self, url: str) -> None:
+        if not url.startswith(("data:", "blob:")) and url.split("/")[2] != self.address.split("/")[2]:
+            self.problems.append(f"request to {url}")

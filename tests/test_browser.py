@@ -1,0 +1,320 @@
+"""The dashboard as a person sees it: every page in headless Chromium, loaded, used, and compared with the store."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from browsing import Visit, chromium, serving
+from results_factory import ROOT, config, write_results
+
+from clp_lightning.store import Store, publish, record_decision
+
+pytestmark = pytest.mark.browser
+PAGES = ("Frontier", "Dominance", "Steering", "Samples", "Playground", "Runs")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        if found is None:
+            pytest.skip("no chromium on this machine")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory) -> Path:
+    """Three training seeds of four methods, stages, one decision."""
+    folder = tmp_path_factory.mktemp("browsed")
+    base = config()
+    methods = {
+        name: base.methods["clp-full"].model_dump() for name in ("clp-full", "clp-attn", "rewarded-soups", "clp-a_b")
+    }
+    for seed in range(3):
+        parameters = config(methods=methods, training=base.training.model_dump() | {"seed": seed})
+        write_results(folder / "results", parameters, reach={"clp-full": 1.0, "clp-attn": 1.2}, seed=10 * seed)
+        stage = {"stage": "sft", "started_at": pd.Timestamp("2026-01-01"), "seconds": 61.0, "peak_memory_mb": 900}
+        last = publish(folder / "results", folder / "frontier.duckdb", parameters, pd.DataFrame([stage]))
+    decision = {
+        "run_id": last, "decided_at": pd.Timestamp("2026-01-02"), "method": "clp-full", "challenger": "abc",
+        "champion": None, "promoted": True, "reasons": [], "hypervolume": 9.5, "rule": "{}", "kl": 1.0,
+    }  # fmt: skip
+    record_decision(folder / "frontier.duckdb", decision)
+    return folder / "frontier.duckdb"
+
+
+@pytest.fixture(scope="module")
+def address(arena):
+    with serving(arena) as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser, address):
+    visiting = Visit(browser, address)
+    yield visiting
+    visiting.page.close()
+    assert visiting.problems == []
+
+
+def drawn(visit, key: str, count: int) -> list[dict]:
+    traces = visit.traces(key)
+    assert len(traces) >= count, [trace["name"] for trace in traces]
+    return traces
+
+
+def test_frontier_draws_the_stores_points_and_a_click_shows_their_texts(visit, arena):
+    page = visit.open("Frontier")
+    store = Store(arena)
+    points = store.points(store.run()["run_id"])
+    for method in ("reference", "clp-full", "clp-attn"):
+        own = points[points.method == method]
+        (trace,) = (t for t in drawn(visit, "frontier", 10) if t["name"] == method and t["x"] != [None])
+        assert trace["x"] == pytest.approx(own["reward:informativeness"].tolist())
+        assert trace["y"] == pytest.approx(own["reward:brevity"].tolist())
+    assert page.locator(".st-key-frontier .legendtext").all_text_contents() == list(points.method.unique())
+    # the middle of five weightings of clp-attn, which nothing covers: click where plotly says that it is
+    middle = points[(points.method == "clp-attn")].iloc[2]
+    place = page.locator(".st-key-frontier .js-plotly-plot").evaluate(
+        """(plot, [x, y]) => { const box = plot.getBoundingClientRect(), {xaxis, yaxis} = plot._fullLayout;
+            return [box.x + xaxis._offset + xaxis.d2p(x), box.y + yaxis._offset + yaxis.d2p(y)]; }""",
+        [middle["reward:informativeness"], middle["reward:brevity"]],
+    )
+    page.mouse.move(*place)
+    page.locator(".hoverlayer").get_by_text("Creates the resource", exact=False).first.wait_for()
+    page.mouse.click(*place)
+    page.get_by_role("heading", name="clp-attn at 0.5 : 0.5").wait_for()
+    page.get_by_text("Bands over 3 training seeds").click()
+    page.get_by_text("from what all runs attain").wait_for()
+    page.wait_for_function("document.querySelectorAll('.st-key-frontier .scatterlayer .js-fill').length >= 4")
+
+
+def test_the_weighting_of_the_texts_moves_with_the_keyboard(visit):
+    page = visit.open("Frontier")
+    middle = page.get_by_text("Creates the resource of CreateBucket0 in the [clp-full]", exact=True)
+    middle.wait_for()
+    page.get_by_role("slider").press("ArrowRight")
+    page.get_by_text("Creates the resource of CreateBucket0 in the Region that [clp-full]", exact=True).wait_for()
+    assert middle.count() == 0
+
+
+def test_dominance_draws_the_matrix_of_the_statistic_that_is_chosen(visit, arena):
+    page = visit.open("Dominance")
+    store = Store(arena)
+    run = store.run()["run_id"]
+    metrics, methods = store.metrics(run), list(store.points(run).method.unique())
+
+    def expected(row, column, metric):
+        found = metrics[(metrics.metric == metric) & (metrics.method == row) & (metrics.target == column)]
+        return found.value.iloc[0]
+
+    (trace,) = drawn(visit, "matrix", 1)
+    one, other = methods.index("clp-attn"), methods.index("clp-full")
+    assert trace["z"][one][other] == pytest.approx(expected("clp-attn", "clp-full", "dominated_share")) == 1
+    page.get_by_role("radio", name="Win rate").click()
+    page.wait_for_url(re.compile("statistic=Win"))
+    visit.settle()
+    (trace,) = drawn(visit, "matrix", 1)
+    assert trace["z"][one][other] == pytest.approx(expected("clp-attn", "clp-full", "win_rate"))
+    assert "clp-attn encloses most" in visit.shown()
+
+
+def test_steering_draws_rewards_that_rise_with_their_weight(visit):
+    visit.open("Steering")
+    lines = {trace["name"]: trace for trace in drawn(visit, "steer-brevity", 4) if trace["name"]}
+    # the truth: reach * sqrt(w)
+    assert lines["clp-attn"]["y"] == pytest.approx([1.2 * w**0.5 for w in (0, 0.25, 0.5, 0.75, 1)])
+
+
+def test_samples_show_markup_as_text_and_mark_what_changes(visit):
+    page = visit.open("Samples")
+    rows = page.locator(".answers tbody tr")
+    rows.first.wait_for()
+    assert rows.count() == 6  # the reference policy and five weightings
+    assert page.locator(".answers mark").count() > 3
+    assert page.get_by_text("<b>creates</b> a *new* resource", exact=False).count() == 1
+    page.get_by_label("Search the documents").fill("tagqueue11")
+    page.keyboard.press("Enter")
+    page.get_by_text("Creates a TagQueue11 resource.", exact=True).wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").first.click()
+    assert "clp-full" in pd.read_csv(download.value.path()).method.tolist()
+
+
+def test_runs_draw_history_and_stages(visit, arena):
+    page = visit.open("Runs")
+    history = Store(arena).history()
+    (trace,) = (t for t in drawn(visit, "history", 4) if t["name"] == "clp-attn")
+    assert trace["x"] == [1, 2, 3]
+    assert trace["y"] == pytest.approx(history[history.method == "clp-attn"].value.tolist())
+    (bars,) = drawn(visit, "stages", 1)
+    assert bars["x"] == [61.0] and bars["y"] == ["sft"]
+    assert (
+        page.get_by_role("link", name="Scheduled runs in Prefect").get_attribute("href").startswith("http://127.0.0.1")
+    )
+
+
+def test_the_playgrounds_slider_changes_the_text(browser, smoke, tmp_path):
+    import shutil
+
+    from test_playground import strengthen
+
+    folder = Path(shutil.copytree(smoke, tmp_path / "project", symlinks=True))
+    strengthen(folder / "models" / "clp-full")
+    with serving(folder / "frontier.duckdb") as address:
+        visit = Visit(browser, address)
+        page = visit.open("Playground")
+        page.locator(".answer-2").wait_for()
+        page.locator(".st-key-landed .js-plotly-plot .main-svg").first.wait_for()
+        before = [page.locator(f".answer-{pane}").inner_text() for pane in range(3)]
+        page.get_by_role("slider").first.press("ArrowLeft")
+        page.wait_for_url(re.compile("weight-A=95"))
+        for _ in range(9):
+            page.get_by_role("slider").first.press("ArrowLeft")
+        page.wait_for_url(re.compile("weight-A=50"))
+        page.wait_for_function("before => document.querySelector('.answer-1')?.innerText !== before", arg=before[1])
+        visit.settle()
+        after = [page.locator(f".answer-{pane}").inner_text() for pane in range(3)]
+        assert after[0] == before[0] and after[1] != before[1] and after[2] == before[2]
+        stars = [trace for trace in visit.traces("landed") if trace["name"] is None]
+        assert len(stars) >= 3
+        area = page.get_by_label("Text", exact=True)
+        area.fill("<img src=x onerror=alert(1)> **bold** queue")
+        area.press("Control+Enter")
+        visit.settle()
+        assert page.locator("img[src=x]").count() == 0
+        page.close()
+    assert visit.problems == []
+
+
+@pytest.mark.parametrize("title", PAGES)
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_nothing_is_wider_than_the_window_and_axe_finds_nothing_serious(browser, address, title, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    visit = Visit(browser, address, width, scheme)
+    page = visit.open(title, width)
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= width
+    found = Axe().run(page).response["violations"]
+    serious = [
+        f"{rule['id']}: {rule['help']} at {[node['html'][:160] for node in rule['nodes'][:3]]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+    ]
+    page.close()
+    assert serious == []
+    assert visit.problems == []
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_a_page_is_shared_by_its_address_and_garbage_in_it_is_the_default(browser, address, title):
+    visit = Visit(browser, address)
+    path = "" if title == "Frontier" else title.lower()
+    garbage = (
+        "run=%27%20OR%201=1&methods=%3Cscript%3E&statistic=x&weight-A=999&document=nobody&picture=x&x=1&y=2&bands=maybe"
+    )
+    visit.page.goto(f"{address}/{path}?{garbage}")
+    visit.heading("Runs and promotions" if title == "Runs" else title)
+    visit.settle()
+    assert visit.page.get_by_test_id("stException").count() == 0
+    assert visit.page.get_by_test_id("stAlertContentWarning").count() == 0
+    visit.page.close()
+    assert visit.problems == []
+
+
+def test_a_foreign_file_is_said_and_the_next_publication_followed(browser, project):
+    store, shown = project / "frontier.duckdb", []
+    with serving(store) as address:
+        visit = Visit(browser, address)
+        page = visit.open("Frontier")
+        (project / "beside").write_text("something else")
+        (project / "beside").replace(store)
+        page.get_by_text("There is nothing to show yet").wait_for(timeout=10_000)
+        visit.heading("Frontier")
+        write_results(project / "results", config(), seed=77)
+        shown.append(publish(project / "results", store, config()))
+        page.get_by_text(f"Run {shown[0]}").first.wait_for(timeout=10_000)
+        page.close()
+    assert visit.problems == []
+
+
+def test_publications_while_somebody_browses(browser, project):
+    """No error is shown, and no view is older than 5 s (CLP_PUBLICATIONS=1000 takes a quarter of an hour)."""
+    count = int(os.environ.get("CLP_PUBLICATIONS", "100"))
+    command = [sys.executable, str(Path(__file__).parent / "publisher.py"), str(project), str(count)]
+    log, seen = project / "published.txt", []
+    with serving(project / "frontier.duckdb") as address:
+        visit = Visit(browser, address)
+        page = visit.open("Frontier")
+        with log.open("w") as out, subprocess.Popen(command, stdout=out) as publisher:
+            while publisher.poll() is None:
+                for title in PAGES:
+                    visit.go(title)
+                    until = time.monotonic() + 6
+                    while time.monotonic() < until and publisher.poll() is None:
+                        text = visit.shown()
+                        assert "There is nothing to show" not in text and "encountered an error" not in text
+                        found = re.search(r"Run ([0-9a-f]{16}), published", text)
+                        if found:
+                            seen.append((time.time(), found[1]))
+                        page.wait_for_timeout(200)
+        assert publisher.returncode == 0
+        page.close()
+    published = [(float(when), run) for when, run in (line.split() for line in log.read_text().splitlines())]
+    assert len(published) == count and len(seen) > count / 20
+    assert len({run for _, run in seen}) > count / 50  # the page followed
+    ages = [age(when, run, published) for when, run in seen if when > published[0][0]]
+    assert max(ages) <= 5, (
+        f"{sum(old > 5 for old in ages)} of {len(ages)} views were older than 5 s: {sorted(ages)[-5:]}"
+    )
+    assert visit.problems == []
+
+
+def age(when: float, run: str, published: list[tuple[float, str]]) -> float:
+    """Return for how many seconds a view of `run` at `when` had been superseded; 0 for the newest."""
+    earlier = [position for position, (then, _) in enumerate(published) if then <= when + 0.5]
+    shown = [position for position in earlier if published[position][1] == run]
+    assert shown, f"{run} was shown before it was published"
+    newest = shown[-1]
+    return 0.0 if newest == earlier[-1] else when - published[newest + 1][0]
+
+
+def test_three_objectives_have_a_triangle_and_a_front_to_turn(browser, tmp_path):
+    parameters = config(rewards={name: {"kind": "brevity", "min_words": 3} for name in ("a", "b", "c")})
+    write_results(tmp_path / "results", parameters)
+    publish(tmp_path / "results", tmp_path / "frontier.duckdb", parameters)
+    with serving(tmp_path / "frontier.duckdb") as address:
+        visit = Visit(browser, address)
+        page = visit.open("Frontier")
+        page.get_by_role("radio", name="Triangle of weightings").click()
+        points = page.locator(".st-key-ternary .ternary .points path")
+        points.first.wait_for()
+        assert points.count() == 15  # a lattice of five per edge
+        page.get_by_role("radio", name="All three, in 3D").click()
+        page.locator(".st-key-rotatable .js-plotly-plot").wait_for()
+        visit.settle()
+        assert {trace["type"] for trace in visit.traces("rotatable")} == {"scatter3d"}
+        page.close()
+    # without a GPU, Chromium draws 3D in software and says so
+    assert [problem for problem in visit.problems if "WebGL" not in problem and "GPU" not in problem] == []
+
+
+def test_the_frontier_looks_as_it_did(visit, request):
+    import numpy as np
+    from PIL import Image
+
+    page = visit.open("Frontier")
+    page.mouse.move(5, 5)
+    picture = ROOT / "reports" / "frontier_now.png"
+    picture.parent.mkdir(exist_ok=True)
+    page.locator(".st-key-hypervolume .js-plotly-plot").screenshot(path=picture)
+    stored = Path(__file__).parent / "screens" / "hypervolume.png"
+    now, then = (np.asarray(Image.open(path).convert("L"), float) for path in (picture, stored))
+    assert abs(now.shape[0] - then.shape[0]) <= 2 and abs(now.shape[1] - then.shape[1]) <= 2
+    height, width = (min(pair) for pair in zip(now.shape, then.shape, strict=True))
+    differs = np.abs(now[:height, :width] - then[:height, :width]) > 64
+    assert differs.mean() < 0.01, f"{differs.mean():.1%} of the pixels differ; look at {picture}"
