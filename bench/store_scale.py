@@ -69,10 +69,22 @@ def _publish(folder: Path, config: Config) -> dict[str, Any]:
     return {"run": run, "publish_s": round(time.monotonic() - started, 1), "publish_peak_mb": round(peak)}
 
 
+def synthetic_store(folder: Path, rows: int) -> Path:
+    """Publish one run of about so many per-prompt rows into `folder` and return the store's path."""
+    config = load_config("recipes/arena.yaml")
+    write_results(folder / "results", config, rows // _points(config))
+    publish(folder / "results", folder / "frontier.duckdb", config)
+    return folder / "frontier.duckdb"
+
+
+def _points(config: Config) -> int:
+    return 1 + (len(config.compared) - 1) * len(_grid(config))
+
+
 def main(rows: Annotated[int, typer.Option(help="Per-prompt rows of all methods together.")] = 10_000_000) -> None:
     """Measure publication and queries."""
     config = load_config("recipes/arena.yaml")
-    points = 1 + (len(config.compared) - 1) * len(_grid(config))
+    points = _points(config)
     prompts = rows // points
     context = multiprocessing.get_context("spawn")  # a process of its own: its peak memory is that of publication
     with tempfile.TemporaryDirectory() as name:

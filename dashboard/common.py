@@ -88,6 +88,7 @@ def marked(text: str, before: str | None) -> str:
     return " ".join(parts)
 
 
+LISTED = 200  # documents in a list; a longer one would be slow, and nobody reads it
 MARK = "mark{background:#FFE08A;color:#1F2933;border-radius:3px;padding:0 2px}"
 
 
@@ -132,6 +133,31 @@ def choose_run(store: Store, label: str = "Run", key: str = "run") -> str | None
 def without_reference(methods: list[str]) -> list[str]:
     """Methods that can be steered: all but the reference policy."""
     return [method for method in methods if method != REFERENCE]
+
+
+def choose_document(store: Store, view: View, **options: Any) -> pd.Series | None:
+    """Let the user search the documents and choose one: prompt_id, document, reference_summary; None if none is found."""
+    left, right = st.columns([2, 3])
+    search = left.text_input(
+        "Search the documents", placeholder="a word, a service, an operation", key="search", bind="query-params"
+    )
+    found = store.documents(view.run_id, search.strip(), LISTED + 1)
+    if found.empty:
+        st.info("No document contains these words. Try fewer of them.", icon=":material/search_off:")
+        return None
+    many = len(found) > LISTED
+    found = found.head(LISTED).set_index("prompt_id", drop=False)
+    label = f"Document (the first {LISTED}: search for others)" if many else f"Document ({len(found)} found)"
+    chosen = right.selectbox(
+        label, found.index, format_func=lambda i: heading(found.document.get(i, i)), key="document", bind="query-params"
+    )
+    return found.loc[chosen]
+
+
+def heading(document: str) -> str:
+    """Return a document's first line, cut where it is long."""
+    words = str(document).split("\n")[0]
+    return words if len(words) <= 90 else f"{words[:89]}…"
 
 
 def download(frame: pd.DataFrame, name: str, label: str = "Download CSV") -> None:

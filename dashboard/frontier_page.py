@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from common import View, choose_view, dark, guarded, plain, show, steady, without_reference
+from common import View, choose_document, choose_view, dark, guarded, plain, show, steady, without_reference
 
 from clp_lightning.report import CAVEAT, comparison, difference_sentence, weighting_label
 from clp_lightning.runs import attainment, siblings
@@ -93,8 +93,8 @@ def _picture(store: Store, view: View) -> None:
 
 def _samples(store: Store, view: View) -> dict[charts.Key, str]:
     """Return an answer to the first document for every point."""
-    documents = store.documents(view.run_id)
-    texts = store.texts(view.run_id, documents.prompt_id.iloc[0]).drop_duplicates(["method", "weighting_id"])
+    first = store.documents(view.run_id, "", 1).prompt_id.iloc[0]
+    texts = store.texts(view.run_id, first).drop_duplicates(["method", "weighting_id"])
     return {(row.method, int(row.weighting_id)): row.response for row in texts.itertuples()}
 
 
@@ -204,18 +204,10 @@ def _texts(store: Store, view: View) -> None:
 
 def _one_document(store: Store, view: View) -> None:
     run_id, objectives = view.run_id, view.objectives
-    search_column, document_column = st.columns([2, 3])
-    search = search_column.text_input("Search the documents", placeholder="a word, a service, an operation")
-    documents = store.documents(run_id, search.strip()).set_index("prompt_id")
-    if documents.empty:
-        st.info("No document contains these words. Try fewer of them.", icon=":material/search_off:")
+    chosen = choose_document(store, view)
+    if chosen is None:
         return
-    chosen = document_column.selectbox(
-        f"Document ({len(documents)} found)",
-        documents.index,
-        format_func=lambda i: _title(documents.document.get(i, i)),
-    )
-    texts = store.texts(run_id, chosen)
+    texts = store.texts(run_id, chosen.prompt_id)
     texts, methods = texts[texts.method.isin(view.methods)], view.methods
     # Many methods do not fit beside the weighting.
     method_column, weighting_column = st.columns([2, 3]) if len(methods) <= 3 else (st.container(), st.container())
@@ -235,9 +227,9 @@ def _one_document(store: Store, view: View) -> None:
     with st.container(border=True):
         document, summary = st.columns([3, 2], gap="large")
         document.markdown("**Document**")
-        document.text(documents.document[chosen])
+        document.text(chosen.document)
         summary.markdown("**Summary written by people**")
-        summary.text(documents.reference_summary[chosen])
+        summary.text(chosen.reference_summary)
     if not shown:
         st.info("Choose a method to see what it writes.", icon=":material/checklist:")
         return
@@ -289,8 +281,3 @@ def _provenance(run: dict) -> None:
             f"Code {commit}\n" + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         )
         st.json(run["params"], expanded=False)
-
-
-def _title(document: str) -> str:
-    words = document.split("\n")[0]
-    return words if len(words) <= 90 else f"{words[:89]}…"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import charts
 import numpy as np
 import streamlit as st
-from common import MARK, View, choose_view, dark, guarded, marked, show
+from common import LISTED, MARK, View, choose_view, dark, guarded, heading, marked, show
 
 from clp_lightning.errors import ClpError
 from clp_lightning.report import weighting_label
@@ -89,10 +89,10 @@ def _written(folder: Path) -> float:
 
 
 def _text(store: Store, view: View, column: Any) -> str:
-    documents = store.documents(view.run_id).set_index("prompt_id").document
+    documents = store.documents(view.run_id, "", LISTED).set_index("prompt_id").document
     chosen = column.selectbox(
         "Document", [*documents.index, OWN], key="document", bind="query-params",
-        format_func=lambda i: OWN if i == OWN else str(documents.get(i, i)).split("\n")[0][:90],
+        format_func=lambda i: OWN if i == OWN else heading(documents.get(i, i)),
     )  # fmt: skip
     # a key for each document: choosing another one fills the area anew
     return st.text_area(

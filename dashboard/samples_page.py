@@ -4,7 +4,7 @@ import html
 
 import pandas as pd
 import streamlit as st
-from common import MARK, View, choose_view, download, guarded, marked, steady, without_reference
+from common import MARK, View, choose_document, choose_view, download, guarded, marked, steady, without_reference
 
 from clp_lightning.report import weighting_label
 from clp_lightning.store import REFERENCE, Store
@@ -33,25 +33,16 @@ def _document(store: Store, view: View) -> None:
 
 
 def _one_document(store: Store, view: View) -> None:
-    left, right = st.columns([2, 3])
-    search = left.text_input(
-        "Search the documents", placeholder="a word, a service, an operation", key="search", bind="query-params"
-    )
-    documents = store.documents(view.run_id, search.strip()).set_index("prompt_id")
-    if documents.empty:
-        st.info("No document contains these words. Try fewer of them.", icon=":material/search_off:")
+    chosen = choose_document(store, view)
+    if chosen is None:
         return
-    chosen = right.selectbox(
-        f"Document ({len(documents)} found)", documents.index,
-        format_func=lambda i: str(documents.document.get(i, i)).split("\n")[0][:90],
-    )  # fmt: skip
     method = st.selectbox("Method", without_reference(view.methods) or view.methods, key="sampled", bind="query-params")
     with st.container(border=True):
         st.markdown("**Document**")
-        st.text(documents.document[chosen])
+        st.text(chosen.document)
         st.markdown("**Summary written by people**")
-        st.text(documents.reference_summary[chosen])
-    texts = store.texts(view.run_id, chosen)
+        st.text(chosen.reference_summary)
+    texts = store.texts(view.run_id, chosen.prompt_id)
     own = texts[texts.method == method].sort_values([f"w:{name}" for name in view.objectives], kind="stable")
     reference = texts[texts.method == REFERENCE]
     st.html(side_by_side(own, reference, view.objectives))

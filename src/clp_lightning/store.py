@@ -135,12 +135,12 @@ class Store:
                    WHERE c.run_id = ? ORDER BY statistic, a.position, b.position"""
         return self._query(query, run)
 
-    def documents(self, run: str, search: str = "") -> pd.DataFrame:
-        """Prompts whose document or reference summary contains `search`, ignoring case, with both."""
+    def documents(self, run: str, search: str = "", limit: int | None = None) -> pd.DataFrame:
+        """Prompts whose document or reference summary contains `search`, ignoring case, with both; the first `limit`."""
         query = """SELECT prompt_id, document, reference_summary FROM m.prompts
                    WHERE run_id = ? AND contains(lower(document || ' ' || reference_summary), lower(?))
-                   ORDER BY prompt_id"""
-        return self._query(query, run, search)
+                   ORDER BY prompt_id LIMIT ?"""
+        return self._query(query, run, search, limit)
 
     def texts(self, run: str, prompt_id: str) -> pd.DataFrame:
         """Every method's responses to one prompt at every weighting, with rewards and monitors."""

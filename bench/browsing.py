@@ -1,7 +1,6 @@
-"""A dashboard's server and a page of headless Chromium, for tests and screenshots: what a person sees, and what went wrong."""
+"""A dashboard's server and a page of headless Chromium: what a person sees, and what went wrong. For tests and `bench.pages`."""
 
 import contextlib
-import os
 import shutil
 import socket
 import subprocess
@@ -36,8 +35,7 @@ def serving(store: Path) -> Iterator[str]:
         "--store",
         str(store),
     ]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=APP.parent.parent, env=os.environ | {"OMP_NUM_THREADS": "2"}, **quiet)
+    process = subprocess.Popen(command, cwd=APP.parent.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60
         while True:
@@ -73,7 +71,7 @@ class Visit:
     """A page on the dashboard; `problems` collects errors of the console and requests to other hosts."""
 
     def __init__(self, browser: Any, address: str, width: int = 1280, scheme: str = "light") -> None:
-        self.address, self.problems = address, []
+        self.address, self.problems = address, list[str]()
         self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page.set_default_timeout(60_000)
         self.page.on("console", self._console)
