@@ -19,17 +19,11 @@ def matrix_figure(values: pd.DataFrame, what: str) -> go.Figure:
     names = [html.escape(name) for name in values.index]
     text = values.map(lambda value: "" if pd.isna(value) else f"{value:.0%}").to_numpy()
     figure = go.Figure()
-    figure.add_heatmap(
+    figure.add_heatmap(  # plotly chooses black or white for the text of each cell
         z=values.to_numpy(float), x=names, y=names, zmin=0, zmax=1, colorscale=SCALE, showscale=False, xgap=2, ygap=2,
+        text=text, texttemplate="%{text}", textfont={"size": 12 if len(names) > 8 else 14},
         hovertemplate=f"%{{y}} against %{{x}}<br>{html.escape(what)}: %{{z:.0%}}<extra></extra>",
     )  # fmt: skip
-    for row, name in enumerate(names):
-        for column, other in enumerate(names):
-            value = values.iloc[row, column]
-            figure.add_annotation(
-                x=other, y=name, text=text[row][column], showarrow=False,
-                font={"size": 12 if len(names) > 8 else 14, "color": "#FFFFFF" if value > 0.65 else "#111111"},
-            )  # fmt: skip
     dress(figure, 130 + 34 * max(4, len(names)))
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(side="top", showgrid=False, tickangle=-35 if len(names) > 4 else 0)
