@@ -84,6 +84,23 @@ def steering_figure(
     return figure
 
 
+def strength_figure(strengths: pd.DataFrame, styles: Styles) -> go.Figure:
+    """Mean KL against the KL strength, a line per method; columns method, alpha, kl."""
+    figure = go.Figure()
+    for method, own in strengths.groupby("method"):
+        colour, symbol = styles[method]
+        own = own.sort_values("alpha")
+        figure.add_scatter(
+            name=html.escape(method), x=own.alpha, y=own.kl, mode="lines+markers",
+            line={"color": colour, "width": 2.5}, marker={"color": colour, "symbol": symbol, "size": 9},
+            hovertemplate=f"{html.escape(method)}<br>alpha %{{x:g}}: KL %{{y:.2f}} nats<extra></extra>",
+        )  # fmt: skip
+    dress(figure, 400)
+    figure.update_xaxes(title={"text": "KL strength alpha", "standoff": 8})
+    figure.update_yaxes(title={"text": "KL to the reference (nats per answer)", "standoff": 4}, rangemode="tozero")
+    return figure
+
+
 def history_figure(history: pd.DataFrame, styles: Styles, promoted: Sequence[str] = ()) -> go.Figure:
     """Hypervolume of every method over the runs, oldest first; columns run_id, published_at, method, value, low, high.
 

@@ -160,12 +160,17 @@ def heading(document: str) -> str:
     return words if len(words) <= 90 else f"{words[:89]}…"
 
 
-def download(frame: pd.DataFrame, name: str, label: str = "Download CSV") -> None:
-    """Offer a frame as a CSV file."""
-    st.download_button(
-        label, frame.to_csv(index=False).encode(), file_name=f"{name}.csv", mime="text/csv", icon=":material/download:",
-        key=f"download-{name}", on_click="ignore",
-    )  # fmt: skip
+def download(frame: pd.DataFrame, name: str) -> None:
+    """Offer a frame as a CSV and as a Parquet file; the latter is made when it is asked for."""
+    with st.container(horizontal=True):
+        st.download_button(
+            "Download CSV", frame.to_csv(index=False).encode(), file_name=f"{name}.csv", mime="text/csv",
+            icon=":material/download:", key=f"csv-{name}", on_click="ignore",
+        )  # fmt: skip
+        st.download_button(
+            "Parquet", lambda: frame.to_parquet(index=False), file_name=f"{name}.parquet",
+            mime="application/vnd.apache.parquet", icon=":material/download:", key=f"parquet-{name}", on_click="ignore",
+        )  # fmt: skip
 
 
 def plain(text: str) -> str:

@@ -6,6 +6,7 @@ import streamlit as st
 from common import View, choose_view, download, guarded, show, without_reference
 
 from clp_lightning.errors import ClpError
+from clp_lightning.runs import obstacles
 from clp_lightning.store import Store
 
 WATCHED = {"kl": "KL to the reference policy (nats per answer)", "length": "length (tokens)",
@@ -63,6 +64,33 @@ def _page(store: Store) -> None:
         f"{WATCHED[watched]} against the weight of {against}",
     )
     st.caption("Monitored, never optimized: a reward that is gamed shows here first.")
+    st.header("KL strength against KL")
+    strengths = by_strength(store, view)
+    if strengths.alpha.nunique() < 2:
+        st.caption(
+            f"All comparable runs have one KL strength, alpha = {strengths.alpha.iloc[0]:g}. "
+            "`dvc exp run -S training.alpha=0.1` adds a run at another."
+        )
+        return
+    figure = charts_compare.strength_figure(strengths, view.styles)
+    show(figure, "strength", "KL to the reference policy against the KL strength alpha for every method")
+    st.caption(
+        "Means over the weightings, of the runs that can be compared with this one; each strength is a training."
+    )
+
+
+def by_strength(store: Store, view: View) -> pd.DataFrame:
+    """Return method, alpha (the run's KL strength) and mean kl, over all runs that can be compared with the one shown."""
+    rows = []
+    for _, run in store.runs().iterrows():
+        other = run.to_dict()
+        if obstacles(view.run, other):
+            continue
+        points = store.points(other["run_id"])
+        kl = points[points.method.isin(without_reference(view.methods))].groupby("method").kl.mean()
+        rows += [(method, other["params"]["training"]["alpha"], value) for method, value in kl.items()]
+    table = pd.DataFrame(rows, columns=["method", "alpha", "kl"])
+    return table.groupby(["method", "alpha"], as_index=False).kl.mean()
 
 
 def steerability(view: View) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """The pages beside the frontier, each on real stores through AppTest, and the functions that they draw from."""
 
 import json
+import shutil
 
+import duckdb
 import pandas as pd
 import pytest
 from results_factory import ROOT, config, write_results
@@ -62,11 +64,15 @@ def arena(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("kind", ["missing", "foreign"])
-def test_a_store_that_cannot_be_shown_is_one_plain_sentence(page, kind, tmp_path):
+@pytest.mark.parametrize("kind", ["missing", "foreign", "empty", "old"])
+def test_a_store_that_cannot_be_shown_is_one_plain_sentence(page, kind, tmp_path, published):
     path = tmp_path / "frontier.duckdb"
     if kind == "foreign":
         path.write_text("something else")
+    elif kind in ("empty", "old"):
+        shutil.copy(published / "frontier.duckdb", path)
+        with duckdb.connect(path) as connection:
+            connection.execute("DELETE FROM runs" if kind == "empty" else "UPDATE meta SET schema_version = 3")
     app = run(page, path)
     assert len(app.warning) == 1 and "make repro" in app.warning[0].value
 
@@ -119,6 +125,22 @@ def test_steering_table_has_the_known_tau(arena):
     assert not app.exception
     app.pills(key="methods").set_value(["reference"]).run()
     assert "take no weighting" in app.warning[0].value
+
+
+def test_kl_strength_is_drawn_where_runs_differ_in_it(arena, tmp_path):
+    assert "All comparable runs have one KL strength" in shown(run("steering", arena))
+    for alpha, reach in ((0.05, 1.0), (0.2, 0.5)):  # the factory's KL is 1.5 times the reach
+        parameters = config(training=config().training.model_dump() | {"alpha": alpha})
+        write_results(tmp_path / "results", parameters, reach={"clp-full": reach})
+        publish(tmp_path / "results", tmp_path / "frontier.duckdb", parameters)
+    app = run("steering", tmp_path / "frontier.duckdb")
+    assert "each strength is a training" in shown(app)
+    import steering_page
+
+    store = Store(tmp_path / "frontier.duckdb")
+    view = type("View", (), {"run": store.run(), "methods": ["reference", "clp-full"]})
+    table = steering_page.by_strength(store, view)
+    assert table.alpha.tolist() == [0.05, 0.2] and table.kl.tolist() == pytest.approx([1.5, 0.75])
 
 
 def test_samples_mark_what_changes_and_interpret_nothing():
