@@ -24,20 +24,26 @@ def hardware_dtype() -> torch.dtype:
     """Return bfloat16 where the processor computes it in hardware *and* faster than float32, float32 elsewhere.
 
     Some processors with AVX512-bf16 multiply bfloat16 matrices at half the speed of float32 ones (docs/log.md), so on a CPU
-    a layer-sized product decides, measured in turns, a few milliseconds in all.
+    a layer-sized product decides, measured in turns, a third of a second in all: with one thread and often enough that both
+    find a moment of their own on a busy machine. Five turns with two threads chose the slower one in 3 of 60 cases there.
     """
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
         return torch.float32
     seconds: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
-    for _ in range(5):
-        for dtype, times in seconds.items():
-            x, w = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-            functional.linear(x, w)
-            started = time.perf_counter()
-            functional.linear(x, w)
-            times.append(time.perf_counter() - started)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(20):
+            for dtype, times in seconds.items():
+                x, w = torch.ones(256, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
+                functional.linear(x, w)
+                started = time.perf_counter()
+                functional.linear(x, w)
+                times.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
     return min(seconds, key=lambda dtype: min(seconds[dtype]))
 
 
