@@ -170,6 +170,7 @@ def test_the_playgrounds_slider_changes_the_text(browser, smoke, tmp_path):
         page = visit.open("Playground")
         page.locator(".answer-2").wait_for()
         page.locator(".st-key-landed .js-plotly-plot .main-svg").first.wait_for()
+        assert violations(page) == []
         before = [page.locator(f".answer-{pane}").inner_text() for pane in range(3)]
         page.get_by_role("slider").first.press("ArrowLeft")
         page.wait_for_url(re.compile("weight-A=95"))
@@ -194,20 +195,23 @@ def test_the_playgrounds_slider_changes_the_text(browser, smoke, tmp_path):
 @pytest.mark.parametrize("title", PAGES)
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_nothing_is_wider_than_the_window_and_axe_finds_nothing_serious(browser, address, title, width, scheme):
-    from axe_playwright_python.sync_playwright import Axe
-
     visit = Visit(browser, address, width, scheme)
     page = visit.open(title, width)
     assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= width
-    found = Axe().run(page).response["violations"]
-    serious = [
+    found = violations(page)
+    page.close()
+    assert found == [] and visit.problems == []
+
+
+def violations(page) -> list[str]:
+    """Return the serious and critical violations that axe-core finds."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return [
         f"{rule['id']}: {rule['help']} at {[node['html'][:160] for node in rule['nodes'][:3]]}"
-        for rule in found
+        for rule in Axe().run(page).response["violations"]
         if rule["impact"] in ("serious", "critical")
     ]
-    page.close()
-    assert serious == []
-    assert visit.problems == []
 
 
 @pytest.mark.parametrize("title", PAGES)
