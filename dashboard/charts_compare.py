@@ -1,12 +1,12 @@
 """Figures that set methods against each other: matrix, cost beside benefit, rewards by weight, history. No Streamlit."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from charts import FAINT, REFERENCE, dress, faint
+from charts import FAINT, INK, REFERENCE, dress, faint
 
 Styles = Mapping[str, tuple[str, str]]
 FEW = 4  # methods whose bands can be told apart
@@ -101,27 +101,31 @@ def strength_figure(strengths: pd.DataFrame, styles: Styles) -> go.Figure:
     return figure
 
 
-def history_figure(history: pd.DataFrame, styles: Styles, promoted: Sequence[str] = ()) -> go.Figure:
+def history_figure(history: pd.DataFrame, styles: Styles, promoted: Collection[tuple[str, str]] = ()) -> go.Figure:
     """Hypervolume of every method over the runs, oldest first; columns run_id, published_at, method, value, low, high.
 
-    Runs in `promoted` have a ring around their points.
+    Points whose (run_id, method) is in `promoted` have a ring.
     """
     figure = go.Figure()
     order = history.sort_values("published_at").run_id.unique().tolist()
     for method in history.method.unique():
         own = history[history.method == method].sort_values("published_at")
         colour, symbol = styles[method]
-        ring = [3 if run in promoted else 1 for run in own.run_id]
         figure.add_scatter(
             name=html.escape(method), x=[order.index(run) + 1 for run in own.run_id], y=own.value, mode="lines+markers",
             line={"color": colour, "width": 1.5},
-            marker={"color": colour, "symbol": symbol, "size": 11,
-                    "line": {"color": ["#E69F00" if width > 1 else "white" for width in ring], "width": ring}},
+            marker={"color": colour, "symbol": symbol, "size": 11, "line": {"color": "white", "width": 1}},
             error_y={"type": "data", "symmetric": False, "array": own.high - own.value,
                      "arrayminus": own.value - own.low, "color": faint(colour, 0.5), "thickness": 1.2, "width": 0},
             customdata=np.stack([own.run_id, own.published_at.dt.strftime("%Y-%m-%d %H:%M")], axis=1),
             hovertemplate=f"{html.escape(method)}<br>%{{customdata[1]}} UTC<br>run %{{customdata[0]}}"
                           "<br>hypervolume %{y:.2f}<extra></extra>",
+        )  # fmt: skip
+    crowned = history[[pair in promoted for pair in zip(history.run_id, history.method, strict=True)]]
+    if len(crowned):
+        figure.add_scatter(
+            name="became the champion", x=[order.index(run) + 1 for run in crowned.run_id], y=crowned.value, mode="markers",
+            hoverinfo="skip", marker={"symbol": "circle-open", "size": 22, "color": INK, "line": {"width": 2}},
         )  # fmt: skip
     dress(figure, 400)
     figure.update_xaxes(

@@ -1,11 +1,13 @@
 """Sixth page: a text of one's own at weightings of one's own, written live beside the reference policy."""
 
+import difflib
 import html
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import charts
 import numpy as np
+import pandas as pd
 import streamlit as st
 from common import LISTED, MARK, View, choose_view, dark, guarded, heading, marked, show
 
@@ -57,7 +59,7 @@ def _page(store: Store) -> None:
     left, right = st.columns(2)
     start = list(found).index("clp-full") if "clp-full" in found and not next(iter(found)).startswith("champion") else 0
     name = left.selectbox("Policy", list(found), start, key="policy", bind="query-params")
-    text = _text(store, view, right)
+    text = _text(store, view, found[name].name, right)
     play = _load(found[name], _written(found[name]), root, view.run_id, view.run["params"], view.run["normalization"])
     request = _settings(view, play, found[name], text)
     if not text.strip():
@@ -88,17 +90,33 @@ def _written(folder: Path) -> float:
         raise ClpError(f"{folder} is incomplete ({error}); run `dvc repro` to write it again") from error
 
 
-def _text(store: Store, view: View, column: Any) -> str:
+def _text(store: Store, view: View, method: str, column: Any) -> str:
     documents = store.documents(view.run_id, "", LISTED).set_index("prompt_id").document
     chosen = column.selectbox(
-        "Document", [*documents.index, OWN], key="document", bind="query-params",
-        format_func=lambda i: OWN if i == OWN else heading(documents.get(i, i)),
+        "Document", [*documents.index, OWN], most_telling(store, view, method, documents), key="document",
+        format_func=lambda i: OWN if i == OWN else heading(documents.get(i, i)), bind="query-params",
     )  # fmt: skip
     # a key for each document: choosing another one fills the area anew
     return st.text_area(
         "Text", documents.get(chosen, ""), height=110, max_chars=LONGEST, key=f"text-{chosen}",
         placeholder="Paste a text to summarize.",
     )  # fmt: skip
+
+
+def most_telling(store: Store, view: View, method: str, documents: pd.Series) -> int:
+    """Return the position of the document whose answers in the run differ most between the first two objectives' ends."""
+    own = view.points[view.points.method == method].dropna(subset=[f"w:{name}" for name in view.objectives])
+    if own.empty or len(view.objectives) < 2:
+        return 0
+    ends = [int(own.loc[own[f"w:{name}"].idxmax()].weighting_id) for name in view.objectives[:2]]
+    texts = [store.answers_at(view.run_id, method, end, LISTED).groupby("document").response.first() for end in ends]
+    alike = pd.concat(texts, axis=1, keys=["a", "b"]).dropna().apply(lambda row: _likeness(row.a, row.b), axis=1)
+    told = documents.map(alike).fillna(1.0)
+    return int(told.to_numpy(float).argmin())
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(a=a.split(), b=b.split(), autojunk=False).ratio()
 
 
 def _settings(view: View, play: Any, folder: Path, text: str) -> Request:

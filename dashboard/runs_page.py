@@ -26,15 +26,14 @@ def _page(store: Store) -> None:
     st.info(champion_sentence(store.path.parent / "models" / "champion.json"), icon=":material/trophy:")
     st.link_button("Scheduled runs in Prefect", f"{prefect_address()}/runs", icon=":material/open_in_new:")
     st.header("Hypervolume over the runs")
-    promoted = decisions[decisions.promoted].run_id.tolist()
+    crowned = decisions[decisions.promoted]
+    promoted = set(zip(crowned.run_id, crowned.method, strict=True))
     show(
         charts_compare.history_figure(history, method_styles(history.method.unique()), promoted),
         "history",
         "Hypervolume of every method over the runs",
     )
-    st.caption(
-        "A ring marks runs whose policy became the champion. Runs on other prompts or axes are not comparable by height."
-    )
+    st.caption("Runs on other prompts or axes are not comparable by height.")
     _decisions(decisions, runs)
     st.header("One run")
     run = store.run(choose_run(store))

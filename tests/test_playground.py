@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors.torch
 from results_factory import ROOT, config
@@ -134,6 +135,28 @@ def test_the_page_writes_and_the_slider_changes_the_text(steered, monkeypatch):
     area.set_value("<script>alert(1)</script> queue " * 40).run()
     assert not app.exception and "do not fit" in app.warning[0].value
     assert len(written(app)) == 3
+
+
+def test_the_first_document_is_the_one_that_tells_most(monkeypatch, tmp_path):
+    from results_factory import write_results
+
+    from clp_lightning.store import publish
+
+    monkeypatch.syspath_prepend(str(ROOT / "dashboard"))
+    import playground_page
+
+    parameters = config()
+    write_results(tmp_path / "results", parameters)
+    path = tmp_path / "results" / "clp-full" / "results.parquet"
+    rows = pd.read_parquet(path)
+    rows.loc[rows.prompt_id != "service-007", "response"] = "always the same"
+    rows.to_parquet(path, index=False)
+    run = publish(tmp_path / "results", tmp_path / "frontier.duckdb", parameters)
+    store = Store(tmp_path / "frontier.duckdb")
+    view = type("View", (), {"run_id": run, "points": store.points(run), "objectives": list(parameters.objectives)})
+    documents = store.documents(run).set_index("prompt_id").document
+    assert documents.index[playground_page.most_telling(store, view, "clp-full", documents)] == "service-007"
+    assert playground_page.most_telling(store, view, "not evaluated", documents) == 0
 
 
 def test_without_a_model_the_page_says_how_to_get_one(tmp_path, published, monkeypatch):
