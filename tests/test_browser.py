@@ -318,8 +318,13 @@ def test_the_frontier_looks_as_it_did(visit, request):
     picture.parent.mkdir(exist_ok=True)
     page.locator(".st-key-hypervolume .js-plotly-plot").screenshot(path=picture)
     stored = Path(__file__).parent / "screens" / "hypervolume.png"
-    now, then = (np.asarray(Image.open(path).convert("L"), float) for path in (picture, stored))
-    assert abs(now.shape[0] - then.shape[0]) <= 2 and abs(now.shape[1] - then.shape[1]) <= 2
-    height, width = (min(pair) for pair in zip(now.shape, then.shape, strict=True))
-    differs = np.abs(now[:height, :width] - then[:height, :width]) > 64
-    assert differs.mean() < 0.01, f"{differs.mean():.1%} of the pixels differ; look at {picture}"
+    now, then = (blocks(np.asarray(Image.open(path).convert("L"), float)) for path in (picture, stored))
+    # a label that is missing or elsewhere moves its block's mean by about 11, another version of the browser by 1 or 2
+    assert np.abs(now - then).max() < 6, f"{np.abs(now - then).max():.1f} of 255 at most; look at {picture}"
+
+
+def blocks(picture):
+    """Return the mean brightness of 8 x 8 blocks."""
+    import numpy as np
+
+    return np.array([[cell.mean() for cell in np.array_split(row, 8, axis=1)] for row in np.array_split(picture, 8)])

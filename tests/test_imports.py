@@ -34,6 +34,8 @@ SURFACE = {
 }
 SURFACE |= {
     "playground",
+    "doctor",
+    "cli_doctor",
     "oracle_run",
     "oracle_report",
     "promotion_stage",

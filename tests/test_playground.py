@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+import torch
 from results_factory import ROOT, config
 from streamlit.testing.v1 import AppTest
 
@@ -21,10 +22,13 @@ ENDS = [Setting(None), Setting(np.array([1.0, 0.0])), Setting(np.array([0.0, 1.0
 
 
 def strengthen(folder: Path) -> None:
-    """Scale a policy's experts: two steps of training change no text."""
-    path = folder / "experts.safetensors"
-    tensors = safetensors.torch.load_file(path)
-    safetensors.torch.save_file({name: t * 300 if name.endswith(".b") else t for name, t in tensors.items()}, path)
+    """Give a policy experts that change the text: two steps of training change none."""
+    path, generator = folder / "experts.safetensors", torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.2 if name.endswith(".b") else tensor
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }
+    safetensors.torch.save_file(tensors, path)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clp_lightning import cli_champion
+from clp_lightning import cli_champion, cli_doctor
 from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError, UsageError
 
@@ -216,6 +216,7 @@ def stage(
 
 
 cli_champion.register(app)
+cli_doctor.register(app)
 
 
 def main() -> None:
