@@ -81,10 +81,11 @@ def test_recorded_kl_equals_that_of_the_policy(project):
     assert abs(row["monitor:kl"]) < 5
 
 
-def test_interrupted_training_continues_and_equals_an_undisturbed_run(project, tmp_path, monkeypatch):
+def test_interrupted_training_continues_and_equals_an_undisturbed_run(smoke, tmp_path, monkeypatch):
     """Stop after the first checkpoint, run again: the same experts, bit for bit."""
     from clp_lightning import training
 
+    project = Path(shutil.copytree(smoke, tmp_path / "project"))  # the seconds in its training curve will be others
     config = load_config(project / "params.yaml")
     monkeypatch.chdir(project)
     before = (project / "models/rewarded-soups/experts.safetensors").read_bytes()
