@@ -1,8 +1,10 @@
 """The smoke variant of the pipeline, every stage in this process, and what users do with its results."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
