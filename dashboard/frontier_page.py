@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from common import View, choose_document, choose_view, dark, guarded, plain, show, steady, without_reference
+from common import View, choose_document, choose_view, dark, guarded, identity, plain, show, steady, without_reference
 
 from clp_lightning.report import CAVEAT, comparison, difference_sentence, weighting_label
 from clp_lightning.runs import attainment, siblings
@@ -146,9 +146,15 @@ def _choose_axes(objectives: list[str]) -> tuple[str, str] | None:
     return x, right.selectbox("Vertical axis", others, index=0, key="y", bind="query-params")
 
 
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _compared(_store: Store, publication: tuple[int, int] | str, run_id: str) -> dict[str, Any]:
+    """Compare a run's methods once for all sessions and reruns; the result is read only."""
+    return comparison(_store, run_id)
+
+
 def _methods(store: Store, view: View) -> None:
     st.header("How the methods compare")
-    result = comparison(store, view.run_id)
+    result = _compared(store, identity(store), view.run_id)
     left, right = st.columns([4, 6], gap="large")
     with left:
         st.subheader("Hypervolume")
@@ -173,7 +179,7 @@ def _methods(store: Store, view: View) -> None:
             st.markdown(sentences or "There is one method only.")
         st.caption(f"The same resamples of the prompts for both methods. {CAVEAT}")
         st.subheader("Dominated points and steerability")
-        st.table(_method_table(result, view.methods).style.hide(axis="index"))
+        st.table(_method_table(result, view.methods))
         st.caption(
             "Dominates: the share of the named method's points that some point of the row's method beats in one "
             "objective and equals or beats in all. Steerability: does more weight buy more reward? "
@@ -190,10 +196,10 @@ def _method_table(result: dict, shown: list[str]) -> pd.DataFrame:
         shares = {f"dominates {other}": method["dominated_share"].get(other) for other in others}
         steers = {f"steers {objective}": method["steerability"].get(objective) for objective in result["objectives"]}
         rows.append({
-            "": name, **{key: "–" if share is None else f"{share['value']:.0%}" for key, share in shares.items()},
+            "method": name, **{key: "–" if share is None else f"{share['value']:.0%}" for key, share in shares.items()},
             **{key: "–" if tau is None else f"{tau:.2f}" for key, tau in steers.items()},
         })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).set_index("method")
 
 
 @st.fragment

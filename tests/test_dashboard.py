@@ -38,8 +38,8 @@ def test_the_page_shows_the_run_its_comparison_and_texts(project, monkeypatch):
     for expected in (run_id, "24 unseen prompts", "clp-full encloses", "reference point (-3, -3)", "not the spread"):
         assert expected in text
     table = app.table[0].value
-    assert list(table[""]) == ["reference", "clp-full", "rewarded-soups"]
-    assert table.set_index("").loc["clp-full", "dominates rewarded-soups"] == "100%"
+    assert list(table.index) == ["reference", "clp-full", "rewarded-soups"]
+    assert table.loc["clp-full", "dominates rewarded-soups"] == "100%"
     assert not app.warning
     texts = [element.value for element in app.text]
     # shown as text: neither Markdown nor HTML of a document is interpreted
