@@ -30,7 +30,7 @@ def shoot(
         "frontier.duckdb"
     ),
     out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("docs/pages"),
-    wait: Annotated[float, typer.Option(help="Seconds given to each page, for models that load.")] = 8.0,
+    wait: Annotated[float, typer.Option(help="Seconds given to each page.")] = 3.0,
 ) -> None:
     """Take a picture of every page, light and 1,280 pixels wide, the playground dark too, the first page 390 wide too."""
     out.mkdir(parents=True, exist_ok=True)
@@ -40,6 +40,8 @@ def shoot(
         for title, width, scheme in wanted:
             visit = Visit(browser, address, width, scheme)
             page = visit.open(title, width)
+            if title == "Playground":
+                page.locator(".st-key-landed, [data-testid=stAlert]").first.wait_for()  # written, or no model
             page.wait_for_timeout(wait * 1000)
             height = page.evaluate("document.querySelector('[data-testid=stMainBlockContainer]').scrollHeight")
             page.set_viewport_size({"width": width, "height": min(height, 3200)})
