@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,9 @@ from typing import Any
 
 from playwright.sync_api import TimeoutError, sync_playwright
 
+from bench.prefect_processes import free_port
+
+PAGES = ("Frontier", "Dominance", "Steering", "Samples", "Playground", "Runs")
 APP = Path(__file__).resolve().parent.parent / "dashboard" / "app.py"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 # Opened by its address, a page first asks for these below its own path, before it looks at the root (Streamlit 1.67).
@@ -22,21 +24,9 @@ DEEP_LINK = ("/_stcore/health", "/_stcore/host-config")
 @contextlib.contextmanager
 def serving(store: Path) -> Iterator[str]:
     """Run the dashboard on a store; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        str(APP),
-        "--server.port",
-        str(port),
-        "--",
-        "--store",
-        str(store),
-    ]
+    port = free_port()
+    options = ["--server.port", str(port), "--", "--store", str(store)]
+    command = [sys.executable, "-m", "streamlit", "run", str(APP), *options]
     process = subprocess.Popen(command, cwd=APP.parent.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60
@@ -82,7 +72,7 @@ class Visit:
     def open(self, title: str, width: int = 1280) -> Any:
         """Open the first page, then the one with this title as a person does, from the navigation."""
         self.page.goto(self.address)
-        self.heading("Frontier")
+        self.arrived("Frontier")
         if title != "Frontier":
             if width < 800:
                 self.page.get_by_test_id("stExpandSidebarButton").click()
@@ -95,22 +85,22 @@ class Visit:
     def go(self, title: str) -> None:
         """Follow the navigation's link to another page.
 
-        A click is lost when it meets the moment in which a page starts over for a new publication (Streamlit 1.67 then
-        starts the old page over: 3 of about 160 clicks beside a publication a second). So a second one.
+        A click is lost when it meets the moment in which a page starts over for a new publication: Streamlit 1.67 then
+        starts the old page over. So a second one.
         """
         link = self.page.get_by_role("link", name=title, exact=True)
-        target = "Runs and promotions" if title == "Runs" else title
         link.click()
         try:
-            self.heading(target, 10_000)
+            self.arrived(title, 10_000)
         except TimeoutError:
             self.lost_clicks += 1
             link.click()
-            self.heading(target)
+            self.arrived(title)
 
-    def heading(self, text: str, milliseconds: int = 60_000) -> None:
-        """Wait for the page's title."""
-        self.page.get_by_role("heading", name=text, exact=True, level=1).wait_for(timeout=milliseconds)
+    def arrived(self, title: str, milliseconds: int = 60_000) -> None:
+        """Wait for the heading of a page."""
+        heading = "Runs and promotions" if title == "Runs" else title
+        self.page.get_by_role("heading", name=heading, exact=True, level=1).wait_for(timeout=milliseconds)
 
     def settle(self) -> None:
         """Wait until the script has run and the figures are drawn."""
@@ -122,7 +112,10 @@ class Visit:
 
     def traces(self, key: str) -> list[dict[str, Any]]:
         """Return the traces of the figure drawn under a key, as plotly holds them (typed arrays as lists)."""
-        found: list[dict[str, Any]] = self.page.locator(f".st-key-{key} .js-plotly-plot").evaluate(
+        plot = f".st-key-{key} .js-plotly-plot"
+        # while a figure is replaced, there are two of it
+        self.page.wait_for_function("plot => document.querySelectorAll(plot).length === 1", arg=plot)
+        found: list[dict[str, Any]] = self.page.locator(plot).first.evaluate(
             """plot => JSON.parse(JSON.stringify(plot.data.map(({name, x, y, z, type}) => ({name: name ?? null, x, y, z, type})),
                 (_, value) => ArrayBuffer.isView(value) ? Array.from(value) : value?.bdata !== undefined ? value._inputArray
                 ? Array.from(value._inputArray) : value : value))"""

@@ -1,26 +1,36 @@
 """The dashboard in headless Chromium: `python -m bench.pages shoot` takes pictures of it, `... time` measures it.
 
 `time` publishes a store of millions of per-prompt rows (as `bench.store_scale`) and prints JSON: seconds to the first paint,
-to the title and to the finished page, and of every interaction, each from the action to the last change of the page.
+to the title and to the finished page, of every interaction, each from the action to the last change of the page, and of each
+page's script on the server.
 """
 
 import json
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from PIL import Image
+from streamlit.testing.v1 import AppTest
 
-from bench.browsing import Visit, chromium, serving
+from bench.browsing import APP, PAGES, Visit, chromium, serving
 from bench.store_scale import synthetic_store
 from clp_lightning.errors import ClpError
 from clp_lightning.store import Store
 
-PAGES = ("Frontier", "Dominance", "Steering", "Samples", "Playground", "Runs")
 LARGEST = 400_000  # bytes of a picture in git
 QUIET_MS = 700  # without a change for so long, a page is finished
+SCRIPT = """
+import {page}, streamlit
+from clp_lightning.store import Store
+
+opened = streamlit.cache_resource(lambda: Store({store!r}))
+{page}.page(opened())
+"""
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -63,7 +73,7 @@ def measure(rows: Annotated[int, typer.Option(help="Per-prompt rows of the store
         methods = Store(store).points(Store(store).run()["run_id"]).method.nunique()
         with serving(store) as address, chromium() as browser:
             _needed(browser)
-            report = {"rows": rows, "methods": methods, **_measured(browser, address)}
+            report = {"rows": rows, "methods": methods, **_measured(browser, address), "script_s": _scripts(store)}
         print(json.dumps(report, indent=2))
 
 
@@ -77,7 +87,7 @@ def _measured(browser: Any, address: str) -> dict[str, Any]:
         ).observe(document.body, {subtree: true, childList: true, characterData: true}))"""
     )
     page.goto(address)
-    visit.heading("Frontier")
+    visit.arrived("Frontier")
     titled = page.evaluate("performance.now()")
     finished = _finished(page)
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
@@ -85,6 +95,19 @@ def _measured(browser: Any, address: str) -> dict[str, Any]:
         name: round(value / 1000, 2) for name, value in [("first_paint", paint), ("title", titled), ("page", finished)]
     }
     return {"opening_s": seconds, "interactions_s": {name: _timed(page, act) for name, act in _interactions(visit)}}
+
+
+def _scripts(store: Path) -> dict[str, float]:
+    """Return the seconds that each page's script takes on the server, run a second time: what no browser has a part in."""
+    sys.path.insert(0, str(APP.parent))
+    seconds = {}
+    for title in PAGES:
+        script = SCRIPT.format(page=f"{title.lower()}_page", store=str(store))
+        drawn = AppTest.from_string(script, default_timeout=60).run()
+        started = time.monotonic()
+        drawn.run()
+        seconds[title] = round(time.monotonic() - started, 2)
+    return seconds
 
 
 def _interactions(visit: Visit) -> list[tuple[str, Callable[[], None]]]:

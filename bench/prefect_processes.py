@@ -14,14 +14,19 @@ from pathlib import Path
 from typing import Any
 
 
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class PrefectProcesses:
     """`make server`, `make deploy`, `make worker`, with a home and a port of their own, each in its own process group."""
 
     def __init__(self, root: Path, home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.root, self.home = root, home
         outside = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "COV_"))}
         self.environment = outside | {

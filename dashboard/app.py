@@ -14,7 +14,6 @@ import runs_page
 import samples_page
 import steering_page
 import streamlit as st
-from common import identity
 
 from clp_lightning.store import Store
 
@@ -35,7 +34,7 @@ def open_store(path: str) -> Store:
 @st.fragment(run_every="3s")
 def follow(store: Store) -> None:
     """Draw the page again when the file was published anew."""
-    if st.session_state.get("drawn") != identity(store):
+    if st.session_state.get("drawn") != store.identity():
         st.rerun(scope="app")
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from clp_lightning.frontier import nondominated
-from clp_lightning.report import METHOD_STYLES, method_styles, weighting_label
+from clp_lightning.report import METHOD_STYLES, weighting_label
 
 INK, FAINT, GRID = "#1F2933", "#52606D", "#E4E7EB"
 # The dark theme's partner of each colour that would not be seen on it; the others are the same in both themes.
@@ -22,11 +22,13 @@ REFERENCE = next(iter(METHOD_STYLES))
 REFERENCE_COLOUR = METHOD_STYLES[REFERENCE][0]
 FEW = 5  # methods whose bars and labels can be told apart
 Key = tuple[str, int]  # method, weighting_id
+Styles = Mapping[str, tuple[str, str]]  # colour and marker of each method: `report.method_styles` of all of a run's
 
 
 def frontier_figure(
     points: pd.DataFrame,
     objectives: Sequence[str],
+    styles: Styles,
     axes: tuple[str, str] | None = None,
     samples: Mapping[Key, str] | None = None,
 ) -> go.Figure:
@@ -37,40 +39,39 @@ def frontier_figure(
     the point. Each point carries that pair as its custom data.
     """
     x, y = axes or (objectives[0], objectives[1] if len(objectives) > 1 else "")
-    styles = method_styles(points.method.unique())
-    figure, bold = go.Figure(), 0.35 if len(styles) <= FEW else 0.15
-    for row, (method, (colour, symbol)) in enumerate(styles.items()):
+    methods = list(points.method.unique())
+    figure, bold = go.Figure(), 0.35 if len(methods) <= FEW else 0.15
+    for row, method in enumerate(methods):
+        colour, symbol = styles[method]
         own = points[points.method == method]
         front = nondominated(own[[f"reward:{name}" for name in objectives]].to_numpy())
+        first = np.argsort(~front, kind="stable")  # a point that is not hollow: the legend shows the first one's marker
+        own, front = own.iloc[first], front[first]
         if len(objectives) == 2 and len(own) > 1:
             line = own[front].sort_values(f"reward:{x}")
             figure.add_scatter(
                 x=line[f"reward:{x}"], y=line[f"reward:{y}"], mode="lines", line={"color": colour, "width": 2.5},
                 hoverinfo="skip", showlegend=False, legendgroup=method,
             )  # fmt: skip
-        figure.add_scatter(  # the legend: a trace's own entry would be hollow where its first point is
-            name=html.escape(method), x=[None], y=[None], mode="markers", legendgroup=method,
-            marker={"color": colour, "symbol": symbol, "size": 10},
-        )  # fmt: skip
         figure.add_scatter(
             name=html.escape(method), x=own[f"reward:{x}"], y=own[f"reward:{y}"] if y else [-row] * len(own),
-            mode="markers", legendgroup=method, showlegend=False,
+            mode="markers", legendgroup=method,
             marker={"color": colour, "symbol": [symbol if on else f"{symbol}-open" for on in front],
                     "size": 17 if method == REFERENCE else 10,
                     "line": {"color": ["white" if on else colour for on in front],
                              "width": [1 if on else 2 for on in front]}},
             error_x=_bars(own, x, colour, bold), error_y=_bars(own, y, colour, bold) if y else None,
             customdata=own[["method", "weighting_id"]].to_numpy(),
-            text=[_hover(point, method, objectives, samples) for _, point in own.iterrows()],
+            text=[hover(point, objectives, samples) for _, point in own.iterrows()],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
-        if len(objectives) == 2 and len(own) > 1 and own[f"w:{x}"].notna().all() and len(styles) <= FEW:
+        if len(objectives) == 2 and len(own) > 1 and own[f"w:{x}"].notna().all() and len(methods) <= FEW:
             _label_ends(figure, own, objectives, (x, y), colour)
     figure.update_xaxes(title={"text": f"{x} (standardized)", "standoff": 8})
     if y:
         figure.update_yaxes(title={"text": f"{y} (standardized)", "standoff": 4})
     else:
-        figure.update_yaxes(tickvals=[-row for row in range(len(styles))], ticktext=list(styles))
+        figure.update_yaxes(tickvals=[-row for row in range(len(methods))], ticktext=methods)
     return dress(figure, 520).update_layout(clickmode="event+select", dragmode=False)
 
 
@@ -90,20 +91,19 @@ def _label_ends(
 
 
 def attainment_bands(
-    figure: go.Figure, surfaces: Mapping[str, Mapping[float, np.ndarray]], axes: tuple[int, int] = (0, 1)
+    figure: go.Figure, surfaces: Mapping[str, Mapping[float, np.ndarray]], styles: Styles
 ) -> go.Figure:
     """Add, per method, the band between what one and what all runs attain, and the median's line; surfaces [M, 2]."""
-    styles = method_styles(surfaces)
     for method, by_share in surfaces.items():
         colour = styles[method][0]
-        best, all_runs = (stairs(by_share[share][:, axes]) for share in (min(by_share), max(by_share)))
+        best, all_runs = (stairs(by_share[share]) for share in (min(by_share), max(by_share)))
         outline = np.concatenate([best, all_runs[::-1]])
         figure.add_scatter(
             x=outline[:, 0], y=outline[:, 1], mode="lines", fill="toself", fillcolor=faint(colour, 0.16),
             line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=method,
         )  # fmt: skip
         if 0.5 in by_share:
-            median = stairs(by_share[0.5][:, axes])
+            median = stairs(by_share[0.5])
             figure.add_scatter(
                 x=median[:, 0], y=median[:, 1], mode="lines", line={"color": colour, "width": 1, "dash": "dot"},
                 hoverinfo="skip", showlegend=False, legendgroup=method,
@@ -131,10 +131,9 @@ def add_stars(figure: go.Figure, stars: Sequence[tuple[str, float, float, str]])
     return figure
 
 
-def hypervolume_figure(metrics: pd.DataFrame) -> go.Figure:
+def hypervolume_figure(metrics: pd.DataFrame, styles: Styles) -> go.Figure:
     """Hypervolume of every method with its 95 % interval, one row each, the best on top."""
     volumes = metrics[metrics.metric == "hypervolume"].sort_values("value")
-    styles = method_styles(metrics.method.unique())
     figure = go.Figure()
     for _, row in volumes.iterrows():
         colour, symbol = styles[row.method]
@@ -159,15 +158,16 @@ def weighting(point: pd.Series, objectives: Sequence[str]) -> dict[str, float] |
     return None if any(pd.isna(value) for value in weights.values()) else weights
 
 
-def _hover(point: pd.Series, method: str, objectives: Sequence[str], samples: Mapping[Key, str] | None = None) -> str:
+def hover(point: pd.Series, objectives: Sequence[str], samples: Mapping[Key, str] | None = None) -> str:
+    """Return what a point shows under the mouse: method, weighting, rewards with intervals, KL, length, an answer."""
     weights = weighting(point, objectives)
-    lines = [f"<b>{html.escape(method)}</b>" + ("" if weights is None else f" at {weighting_label(weights)}")]
+    lines = [f"<b>{html.escape(point.method)}</b>" + ("" if weights is None else f" at {weighting_label(weights)}")]
     for name in objectives:
         low, high = point[f"low:{name}"], point[f"high:{name}"]
         lines.append(f"{html.escape(name)} {point[f'reward:{name}']:.2f} [{low:.2f}, {high:.2f}]")
     if pd.notna(point.kl):
         lines.append(f"KL {point.kl:.2f} nats, {point.length:.1f} tokens")
-    sample = (samples or {}).get((method, int(point.weighting_id)))
+    sample = (samples or {}).get((point.method, int(point.weighting_id)))
     if sample:
         lines += ["", *(f"<i>{html.escape(line)}</i>" for line in textwrap.wrap(sample, 48)[:4])]
     return "<br>".join(lines)
@@ -197,7 +197,7 @@ def themed(figure: go.Figure, *, dark: bool) -> go.Figure:
         return figure
     text = figure.to_json()
     for light, partner in DARK.items():
-        text = text.replace(f'"{light}"', f'"{partner}"').replace(f'"color:{light}', f'"color:{partner}')
+        text = text.replace(f'"{light}"', f'"{partner}"')
     return go.Figure(json.loads(text))
 
 

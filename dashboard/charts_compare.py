@@ -1,14 +1,13 @@
 """Figures that set methods against each other: matrix, cost beside benefit, rewards by weight, history. No Streamlit."""
 
 import html
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from charts import FAINT, INK, REFERENCE, dress, faint
+from charts import FAINT, INK, REFERENCE, Styles, dress, faint
 
-Styles = Mapping[str, tuple[str, str]]
 FEW = 4  # methods whose bands can be told apart
 # white to the blue of the theme: readable with any colour vision, also in grey
 SCALE = [[0, "#FFFFFF"], [0.5, "#9CC7E4"], [1, "#00649C"]]

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
-from charts import FAINT, GRID, INK, REFERENCE, dress, weighting
-
-from clp_lightning.report import method_styles, weighting_label
+from charts import FAINT, GRID, INK, REFERENCE, Styles, dress, hover
 
 SCALE = "Viridis"  # rises in lightness, the same for any colour vision
 
@@ -18,7 +16,7 @@ def ternary_figure(points: pd.DataFrame, objectives: Sequence[str], objective: s
     corners = {axis: own[f"w:{name}"] for axis, name in zip("abc", objectives, strict=True)}
     figure = go.Figure()
     figure.add_scatterternary(
-        **corners, mode="markers", cliponaxis=False, text=[_hover(point, objectives) for _, point in own.iterrows()],
+        **corners, mode="markers", cliponaxis=False, text=[hover(point, objectives) for _, point in own.iterrows()],
         customdata=own[["method", "weighting_id"]].to_numpy(), hovertemplate="%{text}<extra></extra>",
         marker={"size": 22, "color": own[f"reward:{objective}"], "colorscale": SCALE,
                 "line": {"color": "white", "width": 1},
@@ -34,17 +32,18 @@ def ternary_figure(points: pd.DataFrame, objectives: Sequence[str], objective: s
     return figure.update_layout(margin={"l": 40, "r": 40, "t": 50, "b": 30}, clickmode="event+select")
 
 
-def rotatable_figure(points: pd.DataFrame, objectives: Sequence[str]) -> go.Figure:
+def rotatable_figure(points: pd.DataFrame, objectives: Sequence[str], styles: Styles) -> go.Figure:
     """Mean rewards of every method in the space of three objectives, to be turned with the mouse."""
     figure = go.Figure()
-    for method, (colour, _) in method_styles(points.method.unique()).items():
+    for method in points.method.unique():
+        colour = styles[method][0]
         own = points[points.method == method]
         x, y, z = (own[f"reward:{name}"] for name in objectives)
         figure.add_scatter3d(
             name=html.escape(method), x=x, y=y, z=z, mode="markers",
             marker={"color": colour, "size": 9 if method == REFERENCE else 5,
                     "symbol": "diamond" if method == REFERENCE else "circle", "line": {"color": "white", "width": 1}},
-            text=[_hover(point, objectives) for _, point in own.iterrows()], hovertemplate="%{text}<extra></extra>",
+            text=[hover(point, objectives) for _, point in own.iterrows()], hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
     dress(figure, 620)
     axis = {"gridcolor": GRID, "backgroundcolor": "white", "color": INK, "zeroline": False}
@@ -54,11 +53,10 @@ def rotatable_figure(points: pd.DataFrame, objectives: Sequence[str]) -> go.Figu
     return figure.update_layout(scene={**named, "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 0.9}}})
 
 
-def parallel_figure(points: pd.DataFrame, objectives: Sequence[str]) -> go.Figure:
+def parallel_figure(points: pd.DataFrame, objectives: Sequence[str], styles: Styles) -> go.Figure:
     """Parallel coordinates: a line per point over all objectives, coloured by method; the reference is drawn last."""
     figure = go.Figure()
-    styles = method_styles(points.method.unique())
-    for method in sorted(styles, key=lambda name: name == REFERENCE):
+    for method in sorted(points.method.unique(), key=lambda name: name == REFERENCE):
         colour, symbol = styles[method]
         for position, (_, point) in enumerate(points[points.method == method].iterrows()):
             figure.add_scatter(
@@ -66,13 +64,7 @@ def parallel_figure(points: pd.DataFrame, objectives: Sequence[str]) -> go.Figur
                 mode="lines+markers", legendgroup=method, showlegend=position == 0,
                 line={"color": colour, "width": 3 if method == REFERENCE else 1.2},
                 marker={"color": colour, "symbol": symbol, "size": 6}, opacity=0.9 if method == REFERENCE else 0.6,
-                text=[_hover(point, objectives)] * len(objectives), hovertemplate="%{text}<extra></extra>",
+                text=[hover(point, objectives)] * len(objectives), hovertemplate="%{text}<extra></extra>",
             )  # fmt: skip
     dress(figure, 520)
     return figure.update_yaxes(title={"text": "reward (standardized)", "standoff": 4})
-
-
-def _hover(point: pd.Series, objectives: Sequence[str]) -> str:
-    weights = weighting(point, objectives)
-    head = f"<b>{html.escape(point.method)}</b>" + ("" if weights is None else f" at {weighting_label(weights)}")
-    return "<br>".join([head, *(f"{html.escape(name)} {point[f'reward:{name}']:.2f}" for name in objectives)])

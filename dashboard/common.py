@@ -30,16 +30,11 @@ class View(NamedTuple):
 
 def guarded(title: str, lead: str, draw: Callable[[Store], None], store: Store) -> None:
     """Draw a page under its title; a store that cannot be read becomes one plain sentence."""
-    st.session_state.drawn = identity(store)
+    st.session_state.drawn = store.identity()
     st.title(title)
     st.caption(lead)
     with steady(store):
         draw(store)
-
-
-def identity(store: Store) -> tuple[int, int] | str:
-    """Return what changes with every publication."""
-    return store.identity() or "missing"
 
 
 @contextlib.contextmanager
@@ -51,7 +46,7 @@ def steady(store: Store) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if st.session_state.get("drawn", identity(store)) != identity(store):
+        if st.session_state.get("drawn", store.identity()) != store.identity():
             st.rerun()
         if not isinstance(error, ClpError):
             raise
@@ -135,7 +130,7 @@ def without_reference(methods: list[str]) -> list[str]:
     return [method for method in methods if method != REFERENCE]
 
 
-def choose_document(store: Store, view: View, **options: Any) -> pd.Series | None:
+def choose_document(store: Store, view: View) -> pd.Series | None:
     """Let the user search the documents and choose one: prompt_id, document, reference_summary; None if none is found."""
     left, right = st.columns([2, 3])
     search = left.text_input(

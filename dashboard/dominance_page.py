@@ -80,7 +80,9 @@ def _volumes_and_costs(store: Store, view: View) -> None:
     with left:
         st.header("Hypervolume")
         show(
-            charts.hypervolume_figure(view.metrics), "hypervolume", "Hypervolume of every method with its 95 % interval"
+            charts.hypervolume_figure(view.metrics, view.styles),
+            "hypervolume",
+            "Hypervolume of every method with its 95 % interval",
         )
         point = ", ".join(f"{value:g}" for value in view.run["reference_point"])
         st.caption(f"Above the reference point ({point}), with 95 % intervals.")
@@ -101,7 +103,7 @@ def _volumes_and_costs(store: Store, view: View) -> None:
 def _measures(view: View) -> None:
     own = view.metrics[view.metrics.target.isna() & view.metrics.metric.isin(METRICS)]
     table = own.pivot(index="method", columns="metric", values="value").reindex(view.methods)
-    table = table[[name for name in METRICS if name in table]]
+    table = table[[name for name in METRICS if name in table]].round(6) + 0.0  # no -0.00
     columns = {
         name: st.column_config.NumberColumn(
             METRICS[name].title, help=METRICS[name].sentence, format=f"%.{METRICS[name].digits}f"

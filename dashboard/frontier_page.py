@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from common import View, choose_document, choose_view, dark, guarded, identity, plain, show, steady, without_reference
+from common import View, choose_document, choose_view, dark, guarded, plain, show, steady, without_reference
 
 from clp_lightning.report import CAVEAT, comparison, difference_sentence, weighting_label
 from clp_lightning.runs import attainment, siblings
@@ -55,12 +55,18 @@ def _picture(store: Store, view: View) -> None:
             required=True,
         )  # fmt: skip
     if kind == "rotatable":
-        show(charts_many.rotatable_figure(view.points, objectives), "rotatable", "Mean rewards of every method in 3D")
+        show(
+            charts_many.rotatable_figure(view.points, objectives, view.styles),
+            "rotatable",
+            "Mean rewards of every method in 3D",
+        )
         st.caption("Turn it with the mouse; the picture of two objectives has the intervals.")
         return
     if kind == "parallel":
         show(
-            charts_many.parallel_figure(view.points, objectives), "parallel", "Mean rewards of every point by objective"
+            charts_many.parallel_figure(view.points, objectives, view.styles),
+            "parallel",
+            "Mean rewards of every point by objective",
         )
         st.caption("A line per weighting: all of its rewards.")
         return
@@ -80,8 +86,8 @@ def _picture(store: Store, view: View) -> None:
         )
     else:
         axes = _choose_axes(objectives)
-        figure = charts.frontier_figure(view.points, objectives, axes, _samples(store, view))
-        band = _bands(store, view, figure, axes)
+        figure = charts.frontier_figure(view.points, objectives, view.styles, axes, _samples(store, view))
+        band = _bands(store, view, figure)
         alt = "Mean rewards of every method and weighting with 95 % intervals"
         clicked = show(figure, "frontier", alt, on_select="rerun", selection_mode="points")
         legend = "Hollow points are dominated by another point of their method. Click a point to read its texts."
@@ -98,7 +104,7 @@ def _samples(store: Store, view: View) -> dict[charts.Key, str]:
     return {(row.method, int(row.weighting_id)): row.response for row in texts.itertuples()}
 
 
-def _bands(store: Store, view: View, figure: go.Figure, axes: tuple[str, str] | None) -> str:
+def _bands(store: Store, view: View, figure: go.Figure) -> str:
     """Offer bands over training seeds where the store has several; return what they mean once they are drawn."""
     if len(view.objectives) != 2:
         return ""
@@ -106,7 +112,8 @@ def _bands(store: Store, view: View, figure: go.Figure, axes: tuple[str, str] | 
     if len(same) < 2 or not st.toggle(f"Bands over {len(same)} training seeds", key="bands", bind="query-params"):
         return ""
     surfaces = attainment(store, same, (1 / len(same), 0.5, 1.0))
-    charts.attainment_bands(figure, {method: surfaces[method] for method in view.methods if method in surfaces})
+    shown = {method: surfaces[method] for method in view.methods if method in surfaces}
+    charts.attainment_bands(figure, shown, view.styles)
     seeds = ", ".join(str(run["training_seed"]) for run in same)
     return f" Bands: from what all runs attain to what one of them does, dotted the median (training seeds {seeds})."
 
@@ -147,19 +154,21 @@ def _choose_axes(objectives: list[str]) -> tuple[str, str] | None:
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _compared(_store: Store, publication: tuple[int, int] | str, run_id: str) -> dict[str, Any]:
+def _compared(_store: Store, publication: tuple[int, int] | None, run_id: str) -> dict[str, Any]:
     """Compare a run's methods once for all sessions and reruns; the result is read only."""
     return comparison(_store, run_id)
 
 
 def _methods(store: Store, view: View) -> None:
     st.header("How the methods compare")
-    result = _compared(store, identity(store), view.run_id)
+    result = _compared(store, store.identity(), view.run_id)
     left, right = st.columns([4, 6], gap="large")
     with left:
         st.subheader("Hypervolume")
         show(
-            charts.hypervolume_figure(view.metrics), "hypervolume", "Hypervolume of every method with its 95 % interval"
+            charts.hypervolume_figure(view.metrics, view.styles),
+            "hypervolume",
+            "Hypervolume of every method with its 95 % interval",
         )
         point = ", ".join(f"{value:g}" for value in view.run["reference_point"])
         st.caption(f"The space a frontier encloses above the reference point ({point}). Larger is better.")

@@ -60,8 +60,10 @@ def _page(store: Store) -> None:
     start = list(found).index("clp-full") if "clp-full" in found and not next(iter(found)).startswith("champion") else 0
     name = left.selectbox("Policy", list(found), start, key="policy", bind="query-params")
     text = _text(store, view, found[name].name, right)
-    play = _load(found[name], _written(found[name]), root, view.run_id, view.run["params"], view.run["normalization"])
-    request = _settings(view, play, found[name], text)
+    written = _written(found[name])
+    play = _load(found[name], written, root, view.run_id, view.run["params"], view.run["normalization"])
+    weightings, alpha, temperature, seed = _settings(view, play)
+    request = Request(found[name], written, text.strip(), weightings, alpha, temperature, seed)
     if not text.strip():
         st.info("Write a text, or choose a document.", icon=":material/edit:")
         return
@@ -119,7 +121,8 @@ def _likeness(a: str, b: str) -> float:
     return difflib.SequenceMatcher(a=a.split(), b=b.split(), autojunk=False).ratio()
 
 
-def _settings(view: View, play: Any, folder: Path, text: str) -> Request:
+def _settings(view: View, play: Any) -> tuple[tuple[tuple[float, ...], ...], float | None, float, int]:
+    """Let the user choose a weighting per pane, a KL strength where the policy takes one, temperature and seed."""
     names = view.objectives
     weightings = []
     for column, (pane, _), start in zip(st.columns(len(PANES), gap="large"), PANES, (1, 0), strict=True):
@@ -128,14 +131,15 @@ def _settings(view: View, play: Any, folder: Path, text: str) -> Request:
     with st.expander("Sampling"):
         alpha = None
         if play.policy.takes_alpha:
+            trained = float(view.run["params"]["training"]["alpha"])
             alpha = st.slider(
-                "KL strength alpha (1 is the reference)", 0.0, 1.0, 0.05, 0.01, key="alpha", bind="query-params"
+                "KL strength alpha (1 is the reference)", 0.0, 1.0, trained, 0.01, key="alpha", bind="query-params"
             )
         temperature = st.slider(
             "Temperature (0: the likeliest text)", 0.0, 2.0, 0.0, 0.1, key="temperature", bind="query-params"
         )
         seed = st.number_input("Seed", 0, 10_000, 0, key="seed", disabled=temperature == 0, bind="query-params")
-    return Request(folder, _written(folder), text.strip(), tuple(weightings), alpha, temperature, int(seed))
+    return tuple(weightings), alpha, temperature, int(seed)
 
 
 def _weighting(names: list[str], pane: str, start: int) -> tuple[float, ...]:
@@ -210,7 +214,7 @@ def _plot(view: View, method: str, outcome: Outcome) -> None:
     st.header("Where these answers lie")
     names = view.objectives
     own = view.points[view.points.method.isin([charts.REFERENCE, method])]
-    figure = charts.frontier_figure(own, names, (names[0], names[1]) if len(names) > 2 else None)
+    figure = charts.frontier_figure(own, names, view.styles, (names[0], names[1]) if len(names) > 2 else None)
     show(
         charts.add_stars(figure, stars(outcome.rewards)), "landed", "Rewards of the three answers on the frontier plot"
     )

@@ -56,8 +56,9 @@ def champion_sentence(path: Path) -> str:
     try:
         entry = read_json(path, remedy="restore it or delete it")
         earlier = f", {len(entry['history'])} before it" if entry["history"] else ""
-        return f"Champion: **{entry['method']}** `{entry['id']}`, promoted {entry['promoted_at']} UTC{earlier}."
-    except (ClpError, KeyError, TypeError) as error:
+        when = entry["promoted_at"].replace("T", " ")
+        return f"Champion: **{entry['method']}** `{entry['id']}`, promoted {when} UTC{earlier}."
+    except (ClpError, KeyError, TypeError, AttributeError) as error:
         return f"The champion's file cannot be read: {error}"
 
 

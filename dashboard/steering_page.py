@@ -81,15 +81,10 @@ def _page(store: Store) -> None:
 
 def by_strength(store: Store, view: View) -> pd.DataFrame:
     """Return method, alpha (the run's KL strength) and mean kl, over all runs that can be compared with the one shown."""
-    rows = []
-    for _, run in store.runs().iterrows():
-        other = run.to_dict()
-        if obstacles(view.run, other):
-            continue
-        points = store.points(other["run_id"])
-        kl = points[points.method.isin(without_reference(view.methods))].groupby("method").kl.mean()
-        rows += [(method, other["params"]["training"]["alpha"], value) for method, value in kl.items()]
-    table = pd.DataFrame(rows, columns=["method", "alpha", "kl"])
+    comparable = [run for run in store.each_run() if not obstacles(view.run, run)]
+    alphas = {run["run_id"]: run["params"]["training"]["alpha"] for run in comparable}
+    table = store.mean_kl().assign(alpha=lambda rows: rows.run_id.map(alphas)).dropna(subset="alpha")
+    table = table[table.method.isin(without_reference(view.methods))]
     return table.groupby(["method", "alpha"], as_index=False).kl.mean()
 
 

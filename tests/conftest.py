@@ -96,3 +96,13 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     finally:
         os.chdir(here)
     return folder
+
+
+@pytest.fixture(scope="session")
+def steered(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke run with experts that change the text; not to be changed."""
+    from tiny_models import strengthen
+
+    folder = Path(shutil.copytree(smoke, tmp_path_factory.mktemp("steered") / "project", symlinks=True))
+    strengthen(folder / "models" / "clp-full")
+    return folder

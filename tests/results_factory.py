@@ -4,6 +4,7 @@ The truth: at weighting (w, 1 - w) a method's mean normalized rewards are `reach
 circle of radius `reach`; the reference policy is at the origin, as normalization makes it.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 
 from clp_lightning.config import Config, load_config
 from clp_lightning.files import atomic, write_json
+from clp_lightning.store import publish, record_decision
 
 ROOT = Path(__file__).parents[1]
 REACH = {"clp-full": 1.0, "rewarded-soups": 0.6}
@@ -39,6 +41,27 @@ def write_results(
         radius = 0.0 if method == "reference" else (reach or REACH).get(method, 0.8)
         write_method(folder, config, method, radius, noise=noise, seed=seed + index)
     return folder
+
+
+def write_arena(folder: Path, trainings: Sequence[Mapping[str, object]]) -> Path:
+    """Publish a run of four methods for each change of `training`, with a stage, and a decision about the last.
+
+    clp-attn reaches 1.2, clp-full 1.0, rewarded-soups 0.6. Returns the store.
+    """
+    base, store = config(), folder / "frontier.duckdb"
+    names = ("clp-full", "clp-attn", "rewarded-soups", "clp-new_1+a")
+    methods = {name: base.methods["clp-full"].model_dump() for name in names}
+    stage = {"stage": "sft", "started_at": pd.Timestamp("2026-01-01"), "seconds": 61.0, "peak_memory_mb": 900}
+    for number, changes in enumerate(trainings):
+        parameters = config(methods=methods, training=base.training.model_dump() | changes)
+        write_results(folder / "results", parameters, reach=REACH | {"clp-attn": 1.2}, seed=10 * number)
+        run = publish(folder / "results", store, parameters, pd.DataFrame([stage]))
+    decision = {
+        "run_id": run, "decided_at": pd.Timestamp("2026-01-02"), "method": "clp-full", "challenger": "abc",
+        "champion": None, "promoted": True, "reasons": [], "hypervolume": 9.5, "rule": "{}", "kl": 1.0,
+    }  # fmt: skip
+    record_decision(store, decision)
+    return store
 
 
 def write_method(folder: Path, config: Config, method: str, reach: float, *, noise: float = 0.5, seed: int = 0) -> None:

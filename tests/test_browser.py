@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from results_factory import ROOT, config, write_results
+from results_factory import ROOT, config, write_arena, write_results
+from test_flows import wait_until
 
-from bench.browsing import Visit, chromium, serving
-from clp_lightning.store import Store, publish, record_decision
+from bench.browsing import PAGES, Visit, chromium, serving
+from clp_lightning.store import Store, publish
 
 pytestmark = pytest.mark.browser
-PAGES = ("Frontier", "Dominance", "Steering", "Samples", "Playground", "Runs")
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +29,7 @@ def browser():
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory) -> Path:
     """Three training seeds of four methods, stages, one decision."""
-    folder = tmp_path_factory.mktemp("browsed")
-    base = config()
-    methods = {
-        name: base.methods["clp-full"].model_dump() for name in ("clp-full", "clp-attn", "rewarded-soups", "clp-a_b")
-    }
-    for seed in range(3):
-        parameters = config(methods=methods, training=base.training.model_dump() | {"seed": seed})
-        write_results(folder / "results", parameters, reach={"clp-full": 1.0, "clp-attn": 1.2}, seed=10 * seed)
-        stage = {"stage": "sft", "started_at": pd.Timestamp("2026-01-01"), "seconds": 61.0, "peak_memory_mb": 900}
-        last = publish(folder / "results", folder / "frontier.duckdb", parameters, pd.DataFrame([stage]))
-    decision = {
-        "run_id": last, "decided_at": pd.Timestamp("2026-01-02"), "method": "clp-full", "challenger": "abc",
-        "champion": None, "promoted": True, "reasons": [], "hypervolume": 9.5, "rule": "{}", "kl": 1.0,
-    }  # fmt: skip
-    record_decision(folder / "frontier.duckdb", decision)
-    return folder / "frontier.duckdb"
+    return write_arena(tmp_path_factory.mktemp("browsed"), [{"seed": seed} for seed in range(3)])
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +58,11 @@ def test_frontier_draws_the_stores_points_and_a_click_shows_their_texts(visit, a
     points = store.points(store.run()["run_id"])
     for method in ("reference", "clp-full", "clp-attn"):
         own = points[points.method == method]
-        (trace,) = (t for t in drawn(visit, "frontier", 10) if t["name"] == method and t["x"] != [None])
-        assert trace["x"] == pytest.approx(own["reward:informativeness"].tolist())
-        assert trace["y"] == pytest.approx(own["reward:brevity"].tolist())
+        (trace,) = (t for t in drawn(visit, "frontier", 10) if t["name"] == method)
+        expected = own[["reward:informativeness", "reward:brevity"]].to_numpy()  # drawn with those of the front first
+        assert sorted(zip(trace["x"], trace["y"], strict=True)) == [
+            pytest.approx(row) for row in sorted(expected.tolist())
+        ]
     assert page.locator(".st-key-frontier .legendtext").all_text_contents() == list(points.method.unique())
     # the middle of five weightings of clp-attn, which nothing covers: click where plotly says that it is
     middle = points[(points.method == "clp-attn")].iloc[2]
@@ -117,9 +104,10 @@ def test_dominance_draws_the_matrix_of_the_statistic_that_is_chosen(visit, arena
     assert trace["z"][one][other] == pytest.approx(expected("clp-attn", "clp-full", "dominated_share")) == 1
     page.get_by_role("radio", name="Win rate").click()
     page.wait_for_url(re.compile("statistic=Win"))
-    visit.settle()
-    (trace,) = drawn(visit, "matrix", 1)
-    assert trace["z"][one][other] == pytest.approx(expected("clp-attn", "clp-full", "win_rate"))
+    won = pytest.approx(expected("clp-attn", "clp-full", "win_rate"))
+    assert wait_until(
+        lambda: visit.traces("matrix")[0]["z"][one][other] == won, 20
+    )  # the address changes before the figure
     assert "clp-attn encloses most" in visit.shown()
 
 
@@ -158,14 +146,8 @@ def test_runs_draw_history_and_stages(visit, arena):
     )
 
 
-def test_the_playgrounds_slider_changes_the_text(browser, smoke, tmp_path):
-    import shutil
-
-    from test_playground import strengthen
-
-    folder = Path(shutil.copytree(smoke, tmp_path / "project", symlinks=True))
-    strengthen(folder / "models" / "clp-full")
-    with serving(folder / "frontier.duckdb") as address:
+def test_the_playgrounds_slider_changes_the_text(browser, steered):
+    with serving(steered / "frontier.duckdb") as address:
         visit = Visit(browser, address)
         page = visit.open("Playground")
         page.locator(".answer-2").wait_for()
@@ -222,7 +204,7 @@ def test_a_page_is_shared_by_its_address_and_garbage_in_it_is_the_default(browse
         "run=%27%20OR%201=1&methods=%3Cscript%3E&statistic=x&weight-A=999&document=nobody&picture=x&x=1&y=2&bands=maybe"
     )
     visit.page.goto(f"{address}/{path}?{garbage}")
-    visit.heading("Runs and promotions" if title == "Runs" else title)
+    visit.arrived(title)
     visit.settle()
     assert visit.page.get_by_test_id("stException").count() == 0
     assert visit.page.get_by_test_id("stAlertContentWarning").count() == 0
@@ -238,7 +220,7 @@ def test_a_foreign_file_is_said_and_the_next_publication_followed(browser, proje
         (project / "beside").write_text("something else")
         (project / "beside").replace(store)
         page.get_by_text("There is nothing to show yet").wait_for(timeout=10_000)
-        visit.heading("Frontier")
+        visit.arrived("Frontier")
         write_results(project / "results", config(), seed=77)
         shown.append(publish(project / "results", store, config()))
         page.get_by_text(f"Run {shown[0]}").first.wait_for(timeout=10_000)
@@ -309,13 +291,13 @@ def test_three_objectives_have_a_triangle_and_a_front_to_turn(browser, tmp_path)
     assert [problem for problem in visit.problems if "WebGL" not in problem and "GPU" not in problem] == []
 
 
-def test_the_frontier_looks_as_it_did(visit, request):
+def test_the_hypervolumes_look_as_they_did(visit):
     import numpy as np
     from PIL import Image
 
     page = visit.open("Frontier")
     page.mouse.move(5, 5)
-    picture = ROOT / "reports" / "frontier_now.png"
+    picture = ROOT / "reports" / "hypervolume_now.png"
     picture.parent.mkdir(exist_ok=True)
     page.locator(".st-key-hypervolume .js-plotly-plot").screenshot(path=picture)
     stored = Path(__file__).parent / "screens" / "hypervolume.png"

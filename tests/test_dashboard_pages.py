@@ -6,10 +6,10 @@ import shutil
 import duckdb
 import pandas as pd
 import pytest
-from results_factory import ROOT, config, write_results
+from results_factory import ROOT, config, write_arena, write_results
 from streamlit.testing.v1 import AppTest
 
-from clp_lightning.store import Store, publish, record_decision
+from clp_lightning.store import Store, publish
 
 PAGES = ("dominance", "steering", "samples", "runs")
 
@@ -43,24 +43,7 @@ def shown(app: AppTest) -> str:
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory):
     """A store with two runs of several methods, the second with another learning rate, and one decision."""
-    folder = tmp_path_factory.mktemp("arena")
-    base = config()
-    row = base.methods["clp-full"].model_dump()
-    methods = {name: row for name in ("clp-full", "clp-attn", "rewarded-soups", "clp-new_1+a")}
-    reach = {"clp-full": 1.0, "clp-attn": 1.2, "rewarded-soups": 0.6}
-    for seed, rate in enumerate((1e-3, 2e-3)):
-        parameters = config(methods=methods, training=base.training.model_dump() | {"learning_rate": rate})
-        write_results(folder / "results", parameters, reach=reach, seed=10 * seed)
-        stages = pd.DataFrame(
-            [{"stage": "sft", "started_at": pd.Timestamp("2026-01-01"), "seconds": 61.0, "peak_memory_mb": 900}]
-        )
-        last = publish(folder / "results", folder / "frontier.duckdb", parameters, stages)
-    decision = {
-        "run_id": last, "decided_at": pd.Timestamp("2026-01-02"), "method": "clp-full", "challenger": "abc",
-        "champion": None, "promoted": True, "reasons": [], "hypervolume": 9.5, "rule": "{}", "kl": 1.0,
-    }  # fmt: skip
-    record_decision(folder / "frontier.duckdb", decision)
-    return folder / "frontier.duckdb"
+    return write_arena(tmp_path_factory.mktemp("arena"), [{"learning_rate": rate} for rate in (1e-3, 2e-3)])
 
 
 @pytest.mark.parametrize("page", PAGES)

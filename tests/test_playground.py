@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.torch
-import torch
 from results_factory import ROOT, config
 from streamlit.testing.v1 import AppTest
 
@@ -19,24 +17,6 @@ from clp_lightning.store import Store
 
 TEXT = "queue: The name of the queue that receives messages."
 ENDS = [Setting(None), Setting(np.array([1.0, 0.0])), Setting(np.array([0.0, 1.0]))]
-
-
-def strengthen(folder: Path) -> None:
-    """Give a policy experts that change the text: two steps of training change none."""
-    path, generator = folder / "experts.safetensors", torch.Generator().manual_seed(0)
-    tensors = {
-        name: torch.randn(tensor.shape, generator=generator) * 0.2 if name.endswith(".b") else tensor
-        for name, tensor in safetensors.torch.load_file(path).items()
-    }
-    safetensors.torch.save_file(tensors, path)
-
-
-@pytest.fixture(scope="module")
-def steered(smoke, tmp_path_factory) -> Path:
-    """The smoke run with experts that change the text; not to be changed."""
-    folder = Path(shutil.copytree(smoke, tmp_path_factory.mktemp("steered") / "project", symlinks=True))
-    strengthen(folder / "models" / "clp-full")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,12 @@ def test_draw_inverts_the_distribution_function():
     # probabilities .1 .2 .7 -> distribution function .1 .3 1: the token is the first whose value lies above u
     scores = torch.tensor([[0.1, 0.2, 0.7]]).log()
     drawn = [
-        rollout._draw(scores, torch.tensor([[u]], dtype=torch.float64)).item()
+        rollout.draw(scores, torch.tensor([[u]], dtype=torch.float64)).item()
         for u in (0.0, 0.09, 0.11, 0.29, 0.31, 1.0)
     ]
     assert drawn == [0, 0, 1, 1, 2, 2]
     impossible = torch.tensor([[-torch.inf, 0.0, 0.0]])
-    assert rollout._draw(impossible, torch.zeros(1, 1, dtype=torch.float64)).item() == 1
+    assert rollout.draw(impossible, torch.zeros(1, 1, dtype=torch.float64)).item() == 1
 
 
 def test_sampled_tokens_follow_the_policy(base_folder):

@@ -11,7 +11,6 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_playground import steered  # noqa: F401 - a fixture
 
 from clp_lightning import server, serving
 from clp_lightning.errors import UsageError
@@ -22,7 +21,7 @@ DOCUMENTS = [f"queue {n}: " + "The name of the queue that receives messages. " *
 
 
 @pytest.fixture(scope="module")
-def policy(steered) -> SteerablePolicy:  # noqa: F811
+def policy(steered) -> SteerablePolicy:
     # float32: the same sums in other company round alike enough for greedy answers to be equal
     return SteerablePolicy.from_pretrained(Path(steered) / "models" / "clp-full", dtype=torch.float32)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from transformers import (
     AutoTokenizer,
@@ -67,3 +68,13 @@ def all_log_probs(policy, weightings, **options):
     """Log-probabilities of three fixed responses."""
     with torch.no_grad():
         return policy.log_probs(DOCUMENTS, ["makes one", "is gone", "a b c d"], weightings, **options)[0]
+
+
+def strengthen(folder: Path) -> None:
+    """Give a policy experts that change the text: two steps of training change none."""
+    path, generator = folder / "experts.safetensors", torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator) * 0.2 if name.endswith(".b") else tensor
+        for name, tensor in safetensors.torch.load_file(path).items()
+    }
+    safetensors.torch.save_file(tensors, path)

@@ -53,7 +53,7 @@ def serve(
         service = server.Service(engine, folder.name, server.Limits(seconds=seconds))
         config = uvicorn.Config(
             server.application(service, token), host=host, port=port, log_level="warning", access_log=False,
-            timeout_graceful_shutdown=int(seconds), h11_max_incomplete_event_size=65536, server_header=False,
+            timeout_graceful_shutdown=int(seconds), server_header=False,
         )  # fmt: skip
         print(f"clp serve: {folder.name} ({', '.join(policy.objectives)}) on http://{host}:{port}", file=sys.stderr)
         try:

@@ -1,5 +1,6 @@
 """`clp doctor`: what this machine and this project lack, each with its remedy. It changes nothing."""
 
+import functools
 import importlib.metadata
 import os
 import shutil
@@ -30,19 +31,20 @@ class Finding(NamedTuple):
 
 def examine(params: Path) -> Iterator[Finding]:
     """Yield one finding per check, cheap ones first; a check that fails itself is a problem, never an exception."""
-    checks: list[Callable[[], Finding]] = [_python, _packages, _disk, _memory, _processor, _gpu]
-    checks += [lambda port=port: _port(port) for port in PORTS]  # type: ignore[misc]
+    checks: dict[str, Callable[[], Finding]] = {
+        "python": _python, "packages": _packages, "disk": _disk, "memory": _memory, "processor": _processor, "gpu": _gpu,
+        **{f"port {port}": functools.partial(_port, port) for port in PORTS}, "prefect": _prefect,
+    }  # fmt: skip
     try:
         config = load_config(params)
         yield Finding("parameters", "ok", f"{params}: {', '.join(config.objectives)}; {', '.join(config.compared)}")
-        checks += [lambda: _assets(config), _models, _store]
+        checks |= {"assets": functools.partial(_assets, config), "models": _models, "store": _store}
     except ClpError as error:
         yield Finding("parameters", "problem", str(error), "correct the file, or run in a project folder")
-    for check in [*checks, _prefect]:
+    for name, check in checks.items():
         try:
             yield check()
         except Exception as error:  # a doctor that dies helps nobody
-            name = getattr(check, "__name__", "check").strip("_<>")
             yield Finding(name, "problem", f"{type(error).__name__}: {error}", "report this with the line above")
 
 

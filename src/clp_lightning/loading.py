@@ -25,7 +25,7 @@ def hardware_dtype() -> torch.dtype:
 
     Some processors with AVX512-bf16 multiply bfloat16 matrices at half the speed of float32 ones (docs/log.md), so on a CPU
     a layer-sized product decides, measured in turns, a third of a second in all: with one thread and often enough that both
-    find a moment of their own on a busy machine. Five turns with two threads chose the slower one in 3 of 60 cases there.
+    find a moment of their own on a busy machine (fewer turns with more threads now and then chose the slower one).
     """
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32

@@ -96,8 +96,7 @@ class Playground:
         coefficients = policy.coefficients(weighting, 1, setting.alpha if weighting is not None else None)
         prompts = policy.tokenize([text], coefficients)
         generator = torch.Generator(device=policy.model.device).manual_seed(seed)
-        size = 1, policy.generation.max_new_tokens
-        uniform = torch.rand(size, generator=generator, device=policy.model.device, dtype=torch.float64)
+        uniform = policy.random_numbers(1, generator)
         tokens = []
         for step in policy.steps(prompts, coefficients, uniform, samples=1, temperature=temperature):
             tokens.append(step.ids)

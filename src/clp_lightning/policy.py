@@ -215,9 +215,13 @@ class SteerablePolicy:
         The random numbers are `uniform`, float64 [B, T] in [0, 1), or else drawn from `generator`.
         """
         if uniform is None:
-            size = len(prompts.ids) * samples, max_new_tokens or self.generation.max_new_tokens
-            uniform = torch.rand(size, generator=generator, device=prompts.ids.device, dtype=torch.float64)
+            uniform = self.random_numbers(len(prompts.ids) * samples, generator, max_new_tokens)
         return stacked(self.steps(prompts, coefficients, uniform, samples=samples, temperature=temperature))
+
+    def random_numbers(self, rows: int, generator: torch.Generator | None, tokens: int | None = None) -> Tensor:
+        """Draw what `rows` responses are sampled with, float64 [rows, T]; T is the longest response by default."""
+        size = rows, tokens or self.generation.max_new_tokens
+        return torch.rand(size, generator=generator, device=self.model.device, dtype=torch.float64)
 
     def steps(
         self, prompts: Prompts, coefficients: Tensor | None, uniform: Tensor, *, samples: int, temperature: float

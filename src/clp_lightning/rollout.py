@@ -136,7 +136,7 @@ def sampling_steps(
     alive = torch.ones(len(uniform), dtype=torch.bool, device=hidden.device)
     for step in range(tokens):
         scores = _mixed(prefix.logits(hidden), shares, samples)
-        token = scores.argmax(-1) if temperature == 0 else _draw(scores / temperature, uniform[:, step, None])
+        token = scores.argmax(-1) if temperature == 0 else draw(scores / temperature, uniform[:, step, None])
         token, mask = token.where(alive, torch.full_like(token, pad_id)), alive
         alive = alive & (token != end_id)
         yield Step(token, mask, scores.gather(-1, token[:, None]).squeeze(-1) * mask)
@@ -199,7 +199,7 @@ def _mixed(logits: Tensor, shares: Tensor | None, samples: int, mask: Tensor | N
     return functional.log_softmax(weighted.sum(0), dim=-1)
 
 
-def _draw(scores: Tensor, uniform: Tensor) -> Tensor:
+def draw(scores: Tensor, uniform: Tensor) -> Tensor:
     """Draw a token per row from unnormalized log-probabilities [B, V] by inverting the distribution function at `uniform` [B, 1].
 
     `torch.multinomial` draws a number per token of the vocabulary instead of one, a tenth of a CPU rollout's time.

@@ -54,8 +54,7 @@ def siblings(store: Store, run: str | None = None) -> list[dict[str, Any]]:
     """
     first = store.run(run)
     found = {first["training_seed"]: first}
-    for run_id in store.runs().run_id:
-        other = store.run(run_id)
+    for other in store.each_run():
         if _apart_from_seed(other) == _apart_from_seed(first) and not obstacles(first, other):
             found.setdefault(other["training_seed"], other)
     return list(found.values())
@@ -83,7 +82,7 @@ def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "seeds": [run["training_seed"] for run in runs],
         "methods": {method: nested(values, first["prompts"]) for method, values in volumes.items()},
         "differences": {(a, b): nested(volumes[a] - volumes[b], first["prompts"]) for a, b in pairs},
-        "attainment": {name: _attainment([run.mean(1) for run in each], (0.5, 1.0)) for name, each in rewards.items()},
+        "attainment": attainment(store, runs, (0.5, 1.0)),
     }
 
 
@@ -100,11 +99,12 @@ def attainment(
         points = store.points(run["run_id"])
         for method, own in points.groupby("method", sort=False):
             means.setdefault(str(method), []).append(own[[f"reward:{name}" for name in objectives]].to_numpy(float))
-    return {method: _attainment(each, shares) for method, each in means.items() if len(each) == len(runs)}
-
-
-def _attainment(points: Sequence[Array], shares: Sequence[float]) -> dict[float, Array]:
-    return {share: frontier.attainment(points, share) for share in shares if points[0].shape[-1] in (2, 3)}
+    drawn = shares if len(objectives) in (2, 3) else ()
+    return {
+        method: {share: frontier.attainment(each, share) for share in drawn}
+        for method, each in means.items()
+        if len(each) == len(runs)
+    }
 
 
 def against(store: Store, run: str, other: str) -> dict[str, Any]:

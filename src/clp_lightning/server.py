@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import json
 import re
@@ -112,13 +113,13 @@ class Service:
         """Queue one answer per prompt; raises `Refused` for what cannot be steered or when too many wait."""
         if len(prompts) > self.limits.prompts:
             raise Refused(400, f"prompt: {len(prompts)} texts, at most {self.limits.prompts} in one request")
-        stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        weighting, stop = self.weighting(body), [body.stop] if isinstance(body.stop, str) else body.stop or []
         answers = Answers(asyncio.get_running_loop(), len(prompts))
         for position, prompt in enumerate(prompts):
             if not prompt.strip():
                 raise Refused(400, f"prompt {position + 1} is empty; give some text to work on")
             answers.requests.append(serving.request(
-                self.engine.policy, prompt, self.weighting(body), answers.deliver, alpha=body.alpha,
+                self.engine.policy, prompt, weighting, functools.partial(answers.deliver, position), alpha=body.alpha,
                 temperature=body.temperature, seed=body.seed, max_tokens=most, stop=stop,
             ))  # fmt: skip
         self.engine.submit(answers.requests)
@@ -140,9 +141,9 @@ class Answers:
         self.requests: list[serving.Request] = []
         self.changes: asyncio.Queue[tuple[int, str, str | None]] = asyncio.Queue()
 
-    def deliver(self, request: serving.Request) -> None:
+    def deliver(self, position: int, request: serving.Request) -> None:
         """Pass on an answer's text so far; called from the engine's thread."""
-        change = self.requests.index(request), request.text, request.finish
+        change = position, request.text, request.finish
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.loop.call_soon_threadsafe(self.changes.put_nowait, change)
 

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clp_lightning import rollout
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.policy import SteerablePolicy
-from clp_lightning.rollout import Prefix
+from clp_lightning.rollout import Prefix, draw
 
 
 class BusyError(ClpError):
@@ -31,12 +30,12 @@ class BusyError(ClpError):
 class Request:
     """One answer to be written, and how far it is; `deliver` is called from the engine's thread after every token.
 
-    `weighting` [K] sums to 1, None is the reference policy. `uniform` float64 [T] are the random numbers, T the most tokens.
+    `coefficients` [1, M] steer it, all 0 is the reference policy. `uniform` float64 [T] are the random numbers, T the most
+    tokens.
     """
 
     prompt: str
-    weighting: np.ndarray | None
-    alpha: float | None
+    coefficients: Tensor
     temperature: float
     uniform: Tensor
     stop: Sequence[str]
@@ -61,10 +60,14 @@ def request(
     stop: Sequence[str] = (),
 ) -> Request:
     """Build a request that answers as `policy.generate` would with the same seed; raises `UsageError` as that does."""
-    policy.coefficients(None if weighting is None else weighting[None], 1, alpha)  # refuses what cannot be steered
+    coefficients = policy.coefficients(None if weighting is None else weighting[None], 1, alpha)
+    if coefficients is None:
+        entries = len(policy.objectives if policy.listed is None else policy.listed)
+        coefficients = torch.zeros(1, entries, device=policy.model.device)
     tokens = min(max_tokens or policy.generation.max_new_tokens, policy.generation.max_new_tokens)
-    uniform = torch.rand((1, tokens), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[0]
-    return Request(prompt, weighting, alpha, temperature, uniform, stop, deliver)
+    generator = torch.Generator(device=policy.model.device).manual_seed(seed)
+    uniform = policy.random_numbers(1, generator, tokens)[0]
+    return Request(prompt, coefficients, temperature, uniform, stop, deliver)
 
 
 class Batch:
@@ -79,8 +82,7 @@ class Batch:
 
     def admit(self, requests: Sequence[Request]) -> None:
         """Read the prompts of new requests and let them join."""
-        rows = [self._coefficients(each) for each in requests]
-        coefficients = torch.cat(rows)
+        coefficients = torch.cat([each.coefficients for each in requests])
         # the reference's row is all zeros: a prompted policy writes nothing for it
         prompts = self.policy.tokenize([each.prompt for each in requests], coefficients)
         for each, mask in zip(requests, prompts.mask, strict=True):
@@ -95,7 +97,7 @@ class Batch:
     def step(self) -> None:
         """Write one token of every row and let those that have ended leave."""
         scores = functional.log_softmax(self.prefix.logits(self.hidden), dim=-1)
-        drawn = self._draw(scores)
+        drawn = self._next_tokens(scores)
         staying = []
         for row, (each, token) in enumerate(zip(self.requests, drawn.tolist(), strict=True)):
             self._write(each, token)
@@ -107,24 +109,13 @@ class Batch:
             ids = drawn[staying][:, None]
             self.hidden = self.prefix.extend(ids, torch.ones_like(ids, dtype=torch.bool))
 
-    def _coefficients(self, each: Request) -> Tensor:
-        policy = self.policy
-        assert policy.experts is not None
-        if each.weighting is None:
-            size = len(policy.objectives) if policy.listed is None else len(policy.listed)
-            return torch.zeros(1, size, device=policy.model.device)
-        found = policy.coefficients(each.weighting[None], 1, each.alpha)
-        assert found is not None
-        return found
-
-    def _draw(self, scores: Tensor) -> Tensor:
+    def _next_tokens(self, scores: Tensor) -> Tensor:
         greedy = scores.argmax(-1)
         warm = [row for row, each in enumerate(self.requests) if each.temperature > 0]
         if warm:
             temperatures = scores.new_tensor([self.requests[row].temperature for row in warm])[:, None]
             numbers = [self.requests[row].uniform[len(self.requests[row].tokens)] for row in warm]
-            uniform = torch.stack(numbers).to(scores.device)[:, None]
-            greedy[warm] = rollout._draw(scores[warm] / temperatures, uniform)
+            greedy[warm] = draw(scores[warm] / temperatures, torch.stack(numbers)[:, None])
         return greedy
 
     def _write(self, each: Request, token: int) -> None:

@@ -52,16 +52,23 @@ class Store:
 
     def run(self, run: str | None = None) -> dict[str, Any]:
         """One run's row as a dict, the latest by default. Raises `ClpError` for an unknown run."""
-        runs = self.runs()
-        chosen = runs if run is None else runs[runs.run_id == run]
-        if runs.empty:
+        runs = self.each_run()
+        if not runs:
             raise ClpError(f"{self.path} holds no runs yet; run `make repro` for the first")
-        if chosen.empty:
-            raise ClpError(f"{self.path} has no run {run}; it has {', '.join(runs.run_id.head(5))}")
-        return {
-            str(key): value.item() if isinstance(value, np.generic) else None if value is pd.NA else value
-            for key, value in chosen.iloc[0].items()
-        }
+        chosen = next((each for each in runs if run in (None, each["run_id"])), None)
+        if chosen is None:
+            raise ClpError(f"{self.path} has no run {run}; it has {', '.join(each['run_id'] for each in runs[:5])}")
+        return chosen
+
+    def each_run(self) -> list[dict[str, Any]]:
+        """Every run's row as a dict, the latest first."""
+        return [
+            {
+                str(key): value.item() if isinstance(value, np.generic) else None if value is pd.NA else value
+                for key, value in row.items()
+            }
+            for _, row in self.runs().iterrows()
+        ]
 
     def methods(self, run: str) -> pd.DataFrame:
         """The run's methods with their costs, the reference policy first; `problem` says why one has no results."""
@@ -77,6 +84,10 @@ class Store:
         query = """SELECT run_id, published_at, method, value, low, high FROM m.metrics JOIN m.runs USING (run_id)
                    JOIN m.methods USING (run_id, method) WHERE metric = 'hypervolume' ORDER BY published_at, run_id, position"""
         return self._query(query)
+
+    def mean_kl(self) -> pd.DataFrame:
+        """Mean KL over the weightings of every method in every run: run_id, method, kl."""
+        return self._query("SELECT run_id, method, avg(kl) AS kl FROM m.points GROUP BY ALL ORDER BY ALL")
 
     def answers(self, run: str, method: str, objective: int, at_most: float | None, limit: int) -> pd.DataFrame:
         """The answers of a method with the least of the objective at that position, below `at_most` if it is given."""
