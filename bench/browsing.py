@@ -1,6 +1,7 @@
 """A dashboard's server and a page of headless Chromium: what a person sees, and what went wrong. For tests and `bench.pages`."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -112,14 +113,18 @@ class Visit:
 
     def traces(self, key: str) -> list[dict[str, Any]]:
         """Return the traces of the figure drawn under a key, as plotly holds them (typed arrays as lists)."""
-        plot = f".st-key-{key} .js-plotly-plot"
-        # while a figure is replaced, there are two of it
-        self.page.wait_for_function("plot => document.querySelectorAll(plot).length === 1", arg=plot)
-        found: list[dict[str, Any]] = self.page.locator(plot).first.evaluate(
-            """plot => JSON.parse(JSON.stringify(plot.data.map(({name, x, y, z, type}) => ({name: name ?? null, x, y, z, type})),
-                (_, value) => ArrayBuffer.isView(value) ? Array.from(value) : value?.bdata !== undefined ? value._inputArray
-                ? Array.from(value._inputArray) : value : value))"""
+        # while a figure is replaced there are two of it, or one that has no data yet: looked at and read in one step
+        handle = self.page.wait_for_function(
+            """selector => {
+                const plots = document.querySelectorAll(selector);
+                if (plots.length !== 1 || !plots[0].data) return null;
+                return JSON.stringify(plots[0].data.map(({name, x, y, z, type}) => ({name: name ?? null, x, y, z, type})),
+                    (_, value) => ArrayBuffer.isView(value) ? Array.from(value) : value?.bdata !== undefined ? value._inputArray
+                    ? Array.from(value._inputArray) : value : value);
+            }""",
+            arg=f".st-key-{key} .js-plotly-plot",
         )
+        found: list[dict[str, Any]] = json.loads(handle.json_value())
         return found
 
     def shown(self) -> str:
