@@ -1,0 +1,36 @@
+"""Where models and encoders come from: one kind of name for packages, folders and hubs."""
+
+import importlib.util
+from pathlib import Path
+
+from clp_lightning.errors import ClpError
+
+PACKAGE = "package:"
+
+
+def package_folder(package: str) -> Path:
+    """Return the folder of an installed package without importing it (asset packages import what is not installed)."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ClpError(f"the asset package {package} is not installed; run `make setup`")
+    return Path(spec.submodule_search_locations[0])
+
+
+def resolve(name: str, root: Path = Path(".")) -> str:
+    """Return what transformers loads: `package:NAME/PATH` and existing paths (from `root`) as paths, other names unchanged.
+
+    A name that is neither is taken for one on the Hugging Face hub. Raises `ClpError` when a package, or the path in it, is
+    missing, and for what can only be a path and is none.
+    """
+    if name.startswith(PACKAGE):
+        package, _, inside = name.removeprefix(PACKAGE).partition("/")
+        path = package_folder(package) / inside
+        if not path.exists():
+            raise ClpError(f"{name}: the package {package} holds no {inside}; run `make setup`, or correct the name")
+        return str(path)
+    path = root / name
+    if path.exists():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+        raise ClpError(f"{name}: no such file or folder; correct the path")
+    return name
