@@ -204,6 +204,7 @@ def stage(
         str, typer.Argument(help="corpus, base, sft, pairs, reward_model, normalization, train, evaluate or publish.")
     ],
     method: Annotated[str | None, typer.Option(help="Method, for train and evaluate.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Learned reward, for pairs and reward_model.")] = None,
     params: Params = Path("params.yaml"),
 ) -> None:
     """Run one stage of the pipeline in the current folder; `dvc repro` runs those that are out of date.
@@ -212,7 +213,7 @@ def stage(
     """
     from clp_lightning import stages
 
-    stages.run(name, load_config(params), method)
+    stages.run(name, load_config(params), method, reward)
 
 
 cli_champion.register(app)

@@ -14,6 +14,7 @@ import numpy as np
 from clp_lightning.config import BrevityReward, Config, LearnedReward
 from clp_lightning.errors import ClpError
 from clp_lightning.files import read_json
+from clp_lightning.sources import resolve
 
 MAX_TOKENS = 64  # of document and response together: the median document has 30, a response rarely 20
 
@@ -40,8 +41,8 @@ class Brevity:
 class Learned:
     """A transformers sequence-classification folder with one logit, read as a cross-encoder; loaded at first use."""
 
-    def __init__(self, folder: Path | str, batch_size: int = 64) -> None:
-        self.folder, self.batch_size = Path(folder), batch_size
+    def __init__(self, folder: Path | str, batch_size: int = 64, max_tokens: int = MAX_TOKENS) -> None:
+        self.folder, self.batch_size, self.max_tokens = Path(folder), batch_size, max_tokens
         self._loaded: Any = None
 
     def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
@@ -59,7 +60,7 @@ class Learned:
                 [documents[row] for row in rows],
                 [responses[row] for row in rows],
                 truncation=True,
-                max_length=MAX_TOKENS,
+                max_length=self.max_tokens,
                 padding=True,
                 return_tensors="pt",
             ).to(model.device)
@@ -154,10 +155,8 @@ class Monitors:
 
     @classmethod
     def from_config(cls, config: Config) -> "Monitors":
-        """Use the encoder package of `reward_model`."""
-        from clp_lightning.base import package_folder
-
-        return cls(package_folder(config.reward_model.encoder_package) / config.reward_model.encoder_folder)
+        """Use the encoder that params.yaml names."""
+        return cls(Path(resolve(config.encoder)))
 
     def __call__(
         self, documents: Sequence[str], references: Sequence[str], responses: Sequence[str]
