@@ -31,6 +31,10 @@ SURFACE = {
     "picture",
     "cli",
     "workspace",
+    "pipeline",
+    "project_init",
+    "cli_data",
+    "data_check",
 }
 SURFACE |= {
     "playground",

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clp_lightning import cli_champion, cli_doctor, cli_serve
+from clp_lightning import cli_champion, cli_data, cli_doctor, cli_serve
 from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError, UsageError
 
@@ -217,6 +217,7 @@ def stage(
 
 
 cli_champion.register(app)
+cli_data.register(app)
 cli_doctor.register(app)
 cli_serve.register(app)
 
