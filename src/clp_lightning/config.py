@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from clp_lightning.config_errors import first_problem, yaml_problem
 from clp_lightning.config_methods import REFERENCE, Derived, Method, check_methods
+from clp_lightning.config_rewards import Rewards
 from clp_lightning.config_types import Name, Positive, Rate, Section, Share
 from clp_lightning.errors import UsageError
 
@@ -77,20 +78,6 @@ class RewardModel(Section):
     steps: Positive
     batch_size: Positive
     learning_rate: Rate
-
-
-class LearnedReward(Section):
-    """A reward that is the logit of a sequence-classification folder."""
-
-    kind: Literal["learned"]
-    model: str  # folder of a transformers sequence-classification model
-
-
-class BrevityReward(Section):
-    """A reward that is minus the number of words."""
-
-    kind: Literal["brevity"]
-    min_words: Positive  # shorter answers gain nothing: an empty summary is no summary
 
 
 class Normalization(Section):
@@ -164,7 +151,7 @@ class Config(Section):
     sft: Sft
     pairs: PairCounts
     reward_model: RewardModel
-    rewards: dict[Name, Annotated[LearnedReward | BrevityReward, Field(discriminator="kind")]]
+    rewards: Rewards
     normalization: Normalization
     training: Training
     methods: dict[Name, Method]
