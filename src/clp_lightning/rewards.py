@@ -16,6 +16,8 @@ from clp_lightning.config_rewards import RewardSection
 from clp_lightning.errors import ClpError
 from clp_lightning.files import fingerprint, read_json
 from clp_lightning.rewards_cache import Cache
+from clp_lightning.rewards_calls import Function, Http
+from clp_lightning.rewards_judge import Judge
 from clp_lightning.rewards_models import MAX_TOKENS, Encoder, Learned, Similarity
 from clp_lightning.rewards_text import Brevity, Length, Pattern, Readability, Rouge
 
@@ -63,6 +65,9 @@ REGISTRY: dict[str, Callable[[Any, Path], Reward | ReferenceReward]] = {
         Encoder(section.encoder, batch_size=section.batch_size, max_tokens=section.max_tokens, root=root),
         to_reference=section.to == "reference",
     ),
+    "python": Function,
+    "http": lambda section, root: Http(section),
+    "judge": lambda section, root: Judge(section),
 }
 
 
@@ -96,7 +101,8 @@ class RewardSet:
         for name, section in config.rewards.items():
             built[name] = _named(name, REGISTRY[section.kind], section, root)
             if section.cache != "none":
-                caches[name] = Cache(disk_file(name, section, root) if section.cache == "disk" else None)
+                source = getattr(built[name], "source", None)  # another file for other code
+                caches[name] = Cache(disk_file(name, section, root, source) if section.cache == "disk" else None)
         measured = (
             read_json(normalization, remedy="run the stage normalization (`dvc repro`)") if normalization else None
         )
@@ -199,10 +205,11 @@ def distinct_2(text: str) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 
-def disk_file(name: str, section: RewardSection, root: Path) -> Path:
-    """Return the file of a reward's scores; another one when a key changes that may change them."""
+def disk_file(name: str, section: RewardSection, root: Path, source: str | None = None) -> Path:
+    """Return the file of a reward's scores; another one when a key changes that may change them, or the file `source`."""
     values = {key: value for key, value in vars(section).items() if key not in UNSCORED}
-    return root / "build" / "reward-cache" / name / f"{fingerprint(values)}.jsonl"
+    parts = [values] if source is None else [values, Path(source)]
+    return root / "build" / "reward-cache" / name / f"{fingerprint(*parts)}.jsonl"
 
 
 def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
