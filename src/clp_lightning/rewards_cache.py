@@ -44,7 +44,13 @@ class Cache:
         if self._scores is None:
             self._scores = {}
             if self.file is not None and self.file.is_file():
-                for line in self.file.read_bytes().splitlines():
+                try:
+                    lines = self.file.read_bytes().splitlines()
+                except OSError as error:
+                    raise ClpError(
+                        f"cannot read {self.file}: {error.strerror}; fix its permissions or remove it"
+                    ) from error
+                for line in lines:
                     self._scores |= _parsed(line)
         return self._scores
 

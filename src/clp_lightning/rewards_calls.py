@@ -94,7 +94,7 @@ class Client:
                 problem = f"gave no answer within {self.section.timeout:g} s"
             except httpx.TransportError as error:
                 problem = f"cannot be reached ({_short(error)})"
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 problem = _short(error)
         raise ClpError(f"{shown} {problem} ({tries} tries); start or mend the server, or correct url or timeout")
 
@@ -116,8 +116,8 @@ class Client:
             text = _short(body.decode(errors="replace"))
             raise ClpError(f"{url.split('?')[0]} answered {status} ({text}); correct url, or what the server expects")
         try:
-            return json.loads(body)
-        except ValueError:
+            return json.loads(body, parse_int=float)  # an integer may be too large for a float, which then is infinite
+        except (ValueError, RecursionError):
             raise ValueError(f"answered no JSON ({_short(body.decode(errors='replace'))})") from None
 
     def _headers(self) -> dict[str, str]:
@@ -155,9 +155,9 @@ def _scores(count: int, answer: Any) -> list[float]:
         found = f"{len(scores)} scores" if isinstance(scores, list) else "no list of scores"
         raise ValueError(f"answered {found} for {count} responses")
     for row, score in enumerate(scores):
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        if not isinstance(score, float) or not math.isfinite(score):
             raise ValueError(f"answered {_short(repr(score))} for response {row + 1}, which is no finite number")
-    return [float(score) for score in scores]
+    return scores
 
 
 def _short(text: object) -> str:
