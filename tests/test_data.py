@@ -55,7 +55,9 @@ def test_pairs_are_what_their_kind_says(corpus, tmp_path):
     config = load_config("params.yaml")
     sizes = pairs.build_pairs(config, "informativeness", folder, tmp_path / "pairs")
     train, heldout = (read_split(tmp_path / "pairs", split) for split in ("train", "heldout"))
-    assert train["kind"].value_counts().to_dict() == config.reward_models["informativeness"].pairs.model_dump(exclude={"kind"})
+    assert train["kind"].value_counts().to_dict() == config.reward_models["informativeness"].pairs.model_dump(
+        exclude={"kind"}
+    )
     assert sizes == {"train": len(train), "heldout": len(heldout)}
     assert not set(train["service"]) & set(heldout["service"])
     for part in (train, heldout):

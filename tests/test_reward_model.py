@@ -60,6 +60,7 @@ def pairs(tmp_path_factory):
 @pytest.fixture
 def train(encoder, pairs, tmp_path):
     """Train `steps` steps into `tmp_path`/`out`."""
+
     def run(out, checkpoints="checkpoints", steps=24):
         preferences = Preferences(
             kind="preferences", source="x.jsonl", subset=None, prompt=None, chosen="chosen", rejected="rejected",

@@ -22,6 +22,7 @@ from clp_lightning.config_data import (
 )
 from clp_lightning.config_errors import first_problem, yaml_problem
 from clp_lightning.config_methods import REFERENCE, Derived, Method, check_methods
+from clp_lightning.config_rewards import Rewards
 from clp_lightning.config_types import Name, Positive, Rate, Section, Share
 from clp_lightning.errors import UsageError
 
@@ -35,20 +36,6 @@ class Sft(Section):
     batch_size: Positive
     learning_rate: Rate
     rank: Positive
-
-
-class LearnedReward(Section):
-    """A reward that is the logit of a sequence-classification folder."""
-
-    kind: Literal["learned"]
-    model: str  # folder of a transformers sequence-classification model
-
-
-class BrevityReward(Section):
-    """A reward that is minus the number of words."""
-
-    kind: Literal["brevity"]
-    min_words: Positive  # shorter answers gain nothing: an empty summary is no summary
 
 
 class Normalization(Section):
@@ -128,7 +115,7 @@ class Config(Section):
         str, Field(min_length=1)
     ]  # of the monitor `coverage`: `package:NAME/PATH`, a folder or a hub name
     reward_models: dict[Name, RewardModel]  # rewards that are learned here; `rewards` says which of them are used
-    rewards: dict[Name, Annotated[LearnedReward | BrevityReward, Field(discriminator="kind")]]
+    rewards: Rewards
     normalization: Normalization
     training: Training
     methods: dict[Name, Method]

@@ -10,7 +10,7 @@ from clp_lightning.config import Config
 from clp_lightning.config_methods import REFERENCE, Method
 from clp_lightning.errors import UsageError
 from clp_lightning.files import atomic, fingerprint, read_json, write_json
-from clp_lightning.splits import read_split
+from clp_lightning.splits import read_split, references
 
 MODELS = files.MODELS
 
@@ -46,8 +46,9 @@ def train(config: Config, method: str) -> None:
         takes_alpha=budget.alpha_high is not None,
         listed=listed,
     )
-    rewards = RewardSet.from_config(config, Path("."), files.NORMALIZATION)
-    documents = read_split(files.CORPUS, "train")["document"].tolist()
+    rows = read_split(files.CORPUS, "train")
+    rewards = RewardSet.from_config(config, Path("."), files.NORMALIZATION, references(rows))
+    documents = rows["document"].tolist()
     module = ClpModule(policy, budget, row.weightings, documents, rewards, budget.seed)
     trained = [files.MODELS / name for name in config.reward_models]
     inputs = (files.CORPUS, files.NORMALIZATION, files.REFERENCE, *trained, config.compute, config.layers)
@@ -133,10 +134,11 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
         config.training.alpha,
         row,
     )
+    prompts = test_prompts(config)
     points = Sweep(
-        prompts=test_prompts(config),
+        prompts=prompts,
         weightings=contestant.weightings,
-        rewards=RewardSet.from_config(config, Path("."), files.NORMALIZATION),
+        rewards=RewardSet.from_config(config, Path("."), files.NORMALIZATION, references(prompts)),
         samples=settings.samples_per_prompt,
         batch_size=settings.batch_size,
         seed=config.training.seed,

@@ -19,7 +19,7 @@ from clp_lightning.config_data import RewardModel
 from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic
 from clp_lightning.pairs import UNSEEN_KINDS
-from clp_lightning.rewards import Learned
+from clp_lightning.rewards_models import Learned
 from clp_lightning.sources import resolve
 from clp_lightning.splits import read_split
 from clp_lightning.trainer import StepModule, fit, write_curve
@@ -104,9 +104,10 @@ def train_reward_model(settings: RewardModel, seed: int, pairs: Path, out: Path,
     fit(module, checkpoints=checkpoints, every=max(1, settings.steps // 4))
     with atomic(out) as beside:
         model.save_pretrained(beside)
+        tokenizer.model_max_length = settings.max_tokens  # who loads the folder reads as much as it was trained on
         tokenizer.save_pretrained(beside)
         write_curve(module.curve, beside / "training_curve.csv")
-    return pairwise_accuracy(Learned(out, max_tokens=settings.max_tokens), read_split(pairs, "heldout"))
+    return pairwise_accuracy(Learned(out), read_split(pairs, "heldout"))
 
 
 def _classifier(encoder: str) -> tuple[Any, Any]:

@@ -21,3 +21,9 @@ def read_split(root: Path, split: str) -> "pd.DataFrame":
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable Parquet file"
         raise ClpError(f"cannot read {file}: {reason}; run `dvc repro` to build it") from error
+
+
+def references(rows: "pd.DataFrame") -> dict[str, str]:
+    """Return each document's reference answer, for the rewards that read one; documents without are left out."""
+    known = rows.dropna(subset=["summary"])
+    return dict(zip(known["document"], known["summary"], strict=True))

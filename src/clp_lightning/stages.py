@@ -10,7 +10,7 @@ from clp_lightning import stage_files as files
 from clp_lightning.config import Config
 from clp_lightning.errors import UsageError
 from clp_lightning.files import atomic, write_json
-from clp_lightning.splits import read_split
+from clp_lightning.splits import read_split, references
 
 
 def corpus(config: Config) -> None:
@@ -112,7 +112,7 @@ def normalization(config: Config) -> None:
     chosen = train.sample(min(config.normalization.prompts, len(train)), random_state=config.seed)
     documents = chosen["document"].tolist()
     responses = policy.generate(documents, None, seed=config.seed, batch_size=64)
-    rewards = RewardSet.from_config(config, Path("."), None)
+    rewards = RewardSet.from_config(config, Path("."), None, references(chosen))
     measured = measure_normalization(rewards.raw(documents, responses), config.objectives)
     write_json(
         files.NORMALIZATION,
