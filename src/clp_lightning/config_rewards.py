@@ -83,7 +83,7 @@ class LearnedReward(RewardSection):
     model: str  # folder, package:NAME/PATH or a name on the Hugging Face hub
     index: Count = 0  # which logit: of an NLI model that of its label entailment
     template: Template = "pair"  # or chat (the tokenizer's), or a text with {document} and {response}
-    max_tokens: Positive = MAX_TOKENS  # pair: the longer of the two loses its end; else the front is cut off
+    max_tokens: Positive | None = None  # null: what the tokenizer says
     batch_size: Positive = 64
     allow_pickle: bool = False  # weights in .bin or .pt files can run code when they are loaded
 

@@ -176,15 +176,13 @@ def measure_normalization(raw: np.ndarray, objectives: Sequence[str]) -> dict[st
 class Monitors:
     """Metrics that show reward hacking: ROUGE-L to the reference summary, coverage of the document, distinct bigrams."""
 
-    def __init__(self, encoder: Path) -> None:
+    def __init__(self, encoder: str) -> None:
         self._embed, self._rouge = Encoder(encoder), Rouge("rougeL")
 
     @classmethod
     def from_config(cls, config: Config) -> "Monitors":
-        """Use the encoder package of `reward_model`."""
-        from clp_lightning.base import package_folder
-
-        return cls(package_folder(config.reward_model.encoder_package) / config.reward_model.encoder_folder)
+        """Use the encoder that params.yaml names."""
+        return cls(config.encoder)
 
     def __call__(
         self, documents: Sequence[str], references: Sequence[str], responses: Sequence[str]

@@ -11,6 +11,7 @@ from clp_lightning.config_rewards import MAX_TOKENS
 from clp_lightning.errors import ClpError
 from clp_lightning.sources import resolve
 
+LONGEST = 512  # tokens, where a tokenizer does not know its limit
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -18,8 +19,8 @@ class Learned:
     """A logit of a sequence-classification model, which is loaded at first use.
 
     `template` says how it reads the two texts: as a `pair` (a cross-encoder), as a user's and an assistant's message in the
-    tokenizer's `chat` template, or filled into a text with {document} and {response}. What is longer than `max_tokens` loses
-    the end of the longer text of a pair, else its front.
+    tokenizer's `chat` template, or filled into a text with {document} and {response}. What is longer than `max_tokens`, by
+    default what the tokenizer says, loses the end of the longer text of a pair, else its front.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class Learned:
         *,
         index: int = 0,
         template: str = "pair",
-        max_tokens: int = MAX_TOKENS,
+        max_tokens: int | None = None,
         allow_pickle: bool = False,
         root: Path = Path("."),
     ) -> None:
@@ -53,7 +54,7 @@ class Learned:
                 *texts,
                 add_special_tokens=self.template != "chat",  # the template has written them
                 truncation=True,
-                max_length=self.max_tokens,
+                max_length=self.max_tokens or min(tokenizer.model_max_length, LONGEST),
                 padding=True,
                 return_tensors="pt",
             ).to(model.device)
