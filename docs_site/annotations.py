@@ -29,7 +29,9 @@ class Nested(NamedTuple):
 
     def kinds(self, model: type[BaseModel]) -> list[str]:
         """Return the values of the tag that choose a model; its name where no key does."""
-        return [str(kind) for kind in get_args(model.model_fields[self.tag].annotation)] if self.tag else [model.__name__]
+        return (
+            [str(kind) for kind in get_args(model.model_fields[self.tag].annotation)] if self.tag else [model.__name__]
+        )
 
 
 def nested(field: FieldInfo) -> Nested | None:

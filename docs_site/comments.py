@@ -24,9 +24,9 @@ def comments(model: type[BaseModel]) -> dict[str, str]:
 
 def first_line(values: CommentedMap, key: str) -> str:
     """Return the comment on the line of a key in YAML."""
-    token = (getattr(values, "ca", None) and values.ca.items.get(key) or [None] * 3)[2]
-    line = token.value.splitlines()[0] if token else ""
-    return line.strip().removeprefix("#").strip()
+    beside = values.ca.items.get(key)  # ruamel's four places of a comment, the third on the line itself
+    line = beside[2].value.splitlines()[0] if beside and beside[2] else ""
+    return str(line).strip().removeprefix("#").strip()
 
 
 def _beside(model: type[BaseModel]) -> dict[str, str]:

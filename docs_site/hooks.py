@@ -16,6 +16,7 @@ from clp_lightning.config import Config
 from docs_site import commands, parameters
 
 ROOT = Path(__file__).resolve().parent.parent
+STYLE = Path(__file__).with_name("site.css")
 COPIED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 WRITTEN: dict[str, Callable[[], str]] = {
     "reference/parameters.md": lambda: parameters.page(Config, YAML().load(ROOT / "params.yaml")),
@@ -23,7 +24,9 @@ WRITTEN: dict[str, Callable[[], str]] = {
 }
 MODULE = re.compile(r"reference/python/(\w+)\.md")  # a page of the navigation with such a name documents that module
 # Code is matched first, so that what looks like a link in it stays.
-LINK = re.compile(r"(?P<code>^```.*?^```|`[^`\n]+`)|\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL)
+LINK = re.compile(
+    r"(?P<code>^```.*?^```|`[^`\n]+`)|\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL
+)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -39,6 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     for page, write in WRITTEN.items():
         files.append(File.generated(config, page, content=write()))
+    files.append(File.generated(config, STYLE.name, abs_src_path=str(STYLE)))
     for page in _pages(config.nav):
         if found := MODULE.fullmatch(page):
             files.append(File.generated(config, page, content=f"::: clp_lightning.{found[1]}\n"))
@@ -49,7 +53,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Make links of the repository's files links of the site; what the site does not have becomes code."""
     name = page.file.src_uri
     origin = next((source for source, copy in COPIED.items() if copy == name), f"docs/{name}")
-    return LINK.sub(lambda found: found[0] if found["code"] else _link(found, origin, name), markdown)
+    return LINK.sub(lambda found: _code(found) if found["code"] else _link(found, origin, name), markdown)
+
+
+def _code(found: re.Match[str]) -> str:
+    """Return code as it was; in a table GitHub needs a backslash before its pipes, which would be shown here."""
+    line = found.string[found.string.rfind("\n", 0, found.start()) + 1 : found.start()]
+    return found[0].replace("\\|", "|") if line.startswith("|") else found[0]
 
 
 def _link(found: re.Match[str], origin: str, page: str) -> str:

@@ -13,7 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 from docs_site import annotations
 from docs_site.comments import comments, first_line
 
-HEAD = "| key | value | default run | meaning |\n|---|---|---|---|"
+HEAD = "| key | default run | value |\n|---|---|---|"
 
 
 class Given(NamedTuple):
@@ -92,10 +92,11 @@ def _row(path: str, anchor: str, value: str, key: str, given: list[Given], meani
             meaning += f"{'. ' if meaning else ''}Default run: {remark}" if remark else ""
     # several of them are told apart by name, unless all have the same value
     default = ", ".join(
-        shown if len(found) == 1 and len(names) > 1 or not names[0] else f"{shown} ({', '.join(names)})"
+        shown if not names[0] or (len(found) == 1 and len(names) > 1) else f"{shown} ({', '.join(names)})"
         for shown, names in found.items()
     )
-    cells = (f"`{path}`{{ #{anchor} }}", value, default or "–", meaning)
+    name = path.replace(".", ".<wbr>")  # where a narrow screen may break it
+    cells = (f'<code id="{anchor}">{name}</code>', default or "–", f"{value}{': ' if meaning else ''}{meaning}")
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
