@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from transformers import AutoTokenizer
 
 from bench.turns import StepTurns
-from clp_lightning.base import write_packaged, write_random
+from clp_lightning.base import write_pretrained, write_random
 from clp_lightning.config import Generation, RandomModel, Training, load_config
 from clp_lightning.config_methods import Dirichlet
 from clp_lightning.experts import Experts
@@ -22,7 +22,7 @@ from clp_lightning.rollout import Prompts, Responses, Steer, sampling_steps, sta
 from clp_lightning.trainer import fit
 from clp_lightning.training import ClpModule
 
-GENERATION = Generation(max_prompt_tokens=48, max_new_tokens=16, template="{document}")
+GENERATION = Generation(max_prompt_tokens=48, max_new_tokens=16, template="{document}", chat=False, end_token=None)
 RANK, GROUPS, SAMPLES = 8, 4, 4
 WORDS = "create bucket specifies the name of a resource that holds objects and its region with tags".split()
 
@@ -46,7 +46,7 @@ def subject(tiny: bool) -> Subject:
             size = RandomModel(kind="random", vocabulary=300, hidden=64, layers=2, heads=4)
             write_random(size, documents, 0, folder)
         else:
-            write_packaged(base, folder)
+            write_pretrained(base, folder)
     return Subject(folder, documents)
 
 

@@ -86,8 +86,12 @@ def smoke(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     config, here = load_config(folder / "params.yaml"), Path.cwd()
     os.chdir(folder)
     try:
-        for name in ("corpus", "base", "sft", "pairs", "reward_model", "normalization"):
+        for name in ("corpus", "base", "sft"):
             stages.run(name, config)
+        for reward in config.reward_models:
+            stages.run("pairs", config, reward=reward)
+            stages.run("reward_model", config, reward=reward)
+        stages.run("normalization", config)
         for method in config.methods:
             stages.run("train", config, method)
         for method in config.compared:

@@ -96,14 +96,14 @@ def test_configuration_cannot_be_changed(repository):
         ("training.steps", True, "training.steps: input should be a valid integer, but found True"),
         ("training.alpha", "low", "training.alpha: input should be a valid number, but found 'low'"),
         ("training.steps", None, "training.steps: input should be a valid integer, but found None"),
-        ("corpus", None, "corpus: expected keys and values, but found None"),
-        ("corpus", [1], "corpus: expected keys and values, but found [1]"),
+        ("data", None, "data: expected keys and values, but found None"),
+        ("data", [1], "data: expected keys and values, but found [1]"),
         ("rewards", ["brevity"], "rewards: expected keys and values, but found ['brevity']"),
-        ("base.file", 3, "base.file: input should be a valid string, but found 3"),
+        ("base.model", 3, "base.model: input should be a valid string, but found 3"),
         ("training.rank", 0, "training.rank: input should be greater than or equal to 1, but found 0 (and 1 more)"),
         ("rewards.brevity.min_words", "3",
          "rewards.brevity.min_words: input should be a valid integer, but found '3'"),
-        ("base.file", REMOVE, "base.file: missing; every key of params.yaml must be stated"),
+        ("base.model", REMOVE, "base.model: missing; every key of params.yaml must be stated"),
         # out of range
         ("seed", -1, "seed: input should be greater than or equal to 0, but found -1"),
         ("training.steps", 0, "training.steps: input should be greater than or equal to 1, but found 0"),
@@ -127,7 +127,7 @@ def test_configuration_cannot_be_changed(repository):
         ("evaluation.bootstrap_draws", 99,
          "evaluation.bootstrap_draws: input should be greater than or equal to 100, but found 99"),
         # not among the choices
-        ("base.kind", "hub", "base: expected a kind among 'gguf', 'random', but found 'hub'"),
+        ("base.kind", "hub", "base: expected a kind among 'pretrained', 'random', but found 'hub'"),
         ("methods.clp-full.weightings.kind", "uniform",
          "methods.clp-full.weightings: expected a kind among 'dirichlet', 'mixture', 'vertices', 'fixed', 'listed', "
              "but found 'uniform'"),
@@ -140,8 +140,8 @@ def test_configuration_cannot_be_changed(repository):
         ("methods", {}, "methods: name at least one method to compare with the reference policy"),
         ("methods.reference", DEFAULT["methods"]["clp-full"],
          "methods.reference: this name is kept for the reference policy; choose another"),
-        ("corpus.test_services", 0.95,
-         "corpus: validation_services and test_services leave nothing to train on; lower them"),
+        ("data.test_services", 0.95,
+         "data: validation_services and test_services leave nothing to train on; lower them"),
     ],
 )  # fmt: skip
 def test_bad_value_is_named_with_its_path(tmp_path, path, value, message):
@@ -203,6 +203,6 @@ def test_any_value_of_any_key_is_kept_as_it_is_or_named(key, value):
         config = Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]  # a rule over several keys has no place of its own, and names its key in its text
-        assert first["loc"][0] == key[0] if first["loc"] else re.search(r"(corpus:|training\.\w+:)", first["msg"])
+        assert first["loc"][0] == key[0] if first["loc"] else re.search(r"(data:|training\.\w+:)", first["msg"])
     else:
         assert config.model_dump()[key[0]][key[1]] == value

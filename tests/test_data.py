@@ -2,9 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clp_lightning import data, pairs
+from clp_lightning import data, data_api, pairs
 from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError
+from clp_lightning.splits import SPLITS, read_split
 
 SERVICES = ("acm", "account", "athena", "backup", "batch", "sqs", "sns", "glacier", "kms", "lambda")
 
@@ -18,7 +19,7 @@ def corpus(tmp_path_factory):
 
 def test_splits_share_no_service_and_rows_are_unique(corpus):
     folder, card = corpus
-    parts = {split: data.read_split(folder, split) for split in data.SPLITS}
+    parts = {split: read_split(folder, split) for split in SPLITS}
     services = [set(part["service"]) for part in parts.values()]
     assert set.union(*services) == set(SERVICES) and sum(map(len, services)) == len(SERVICES)
     rows = pd.concat(parts.values())
@@ -31,35 +32,37 @@ def test_corpus_is_reproducible_and_limited(corpus, tmp_path):
     config = load_config("params.yaml")
     again = data.build_corpus(config, tmp_path / "again", services=SERVICES)
     assert again["sha256"] == corpus[1]["sha256"]
-    smaller = config.model_copy(update={"corpus": config.corpus.model_copy(update={"limit": 100})})
+    smaller = config.model_copy(update={"data": config.data.model_copy(update={"limit": 100})})
     assert data.build_corpus(smaller, tmp_path / "small", services=SERVICES)["rows"] == 100
 
 
 def test_text_is_extracted_from_html():
-    summary, rest = data.split_summary(
+    summary, rest = data_api.split_summary(
         "<p>Deletes a <b>key</b> &amp; more.</p><note>Aside.</note><p>It e.g. is gone. Really.</p>"
     )
     assert (summary, rest) == ("Deletes a key & more.", "It e.g. is gone. Really.")
-    assert data.spoken_name("ListDBRolesRequest.maxResults") == "list DB roles request, max results"
-    assert data.content_words("The keys of the bucket") == {"key", "bucket"}
+    assert data_api.spoken_name("ListDBRolesRequest.maxResults") == "list DB roles request, max results"
+    assert data_api.content_words("The keys of the bucket") == {"key", "bucket"}
 
 
 def test_missing_corpus_is_one_line(tmp_path):
     with pytest.raises(ClpError, match=r"cannot read .*train.parquet: no such file; run `dvc repro`"):
-        data.read_split(tmp_path, "train")
+        read_split(tmp_path, "train")
 
 
 def test_pairs_are_what_their_kind_says(corpus, tmp_path):
     folder, _ = corpus
     config = load_config("params.yaml")
-    sizes = pairs.build_pairs(config, folder, tmp_path / "pairs")
-    train, heldout = (data.read_split(tmp_path / "pairs", split) for split in ("train", "heldout"))
-    assert train["kind"].value_counts().to_dict() == config.pairs.model_dump()
+    sizes = pairs.build_pairs(config, "informativeness", folder, tmp_path / "pairs")
+    train, heldout = (read_split(tmp_path / "pairs", split) for split in ("train", "heldout"))
+    assert train["kind"].value_counts().to_dict() == config.reward_models["informativeness"].pairs.model_dump(
+        exclude={"kind"}
+    )
     assert sizes == {"train": len(train), "heldout": len(heldout)}
     assert not set(train["service"]) & set(heldout["service"])
     for part in (train, heldout):
         assert (part["chosen"].str.lower().str.rstrip(".") != part["rejected"].str.lower().str.rstrip(".")).all()
-    rows = data.read_split(folder, "train")
+    rows = read_split(folder, "train")
     by_service = {service: set(group["summary"].str.rstrip(".")) for service, group in rows.groupby("service")}
     same = train[train["kind"] == "other_same_service"]
     assert all(row.rejected.rstrip(".") in by_service[row.service] for row in same.itertuples())

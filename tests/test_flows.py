@@ -211,5 +211,5 @@ def test_last_stage_reads_every_methods_results_and_no_others(repository, tmp_pa
     methods = load_config(workspace / "params.yaml").methods
     assert set(graph["publish"]) == {"evaluate_reference", *(f"evaluate@{method}" for method in methods)}
     assert set(graph) - set(graph["publish"]) - {f"train@{method}" for method in methods} == {
-        "corpus", "base", "sft", "pairs", "reward_model", "normalization", "publish",
+        "corpus", "base", "sft", "pairs@informativeness", "reward_model@informativeness", "normalization", "publish",
     }  # fmt: skip

@@ -12,13 +12,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "clp_lightning"
 SOURCES = {path.stem: path for path in (REPOSITORY / "src" / PACKAGE).glob("*.py")}
 
-CONFIG = {"config", "config_errors", "config_methods", "config_types"}
-PURE = {"errors", "files", "weightings", "losses", "frontier", "bootstrap"} | CONFIG
+CONFIG = {"config", "config_data", "config_errors", "config_methods", "config_rewards", "config_types"}
+PURE = {"errors", "files", "weightings", "losses", "frontier", "bootstrap", "transcripts"} | CONFIG
 ORACLE = {"oracle"}  # numpy and the frontier, nothing else
 STORE = {"store", "store_inputs", "store_publish", "store_schema", "run_statistics", "runs"}
-DATA = {"data", "champion", "promotion"} | STORE | ORACLE
+DATA = {"data", "data_api", "data_table", "tables", "splits", "sources", "champion", "promotion"} | STORE | ORACLE
 PARTS = {"base", "baselines", "checkpoints", "experts", "export", "loading", "pairs", "progress", "prompts", "rewards"}
-PARTS |= {"rollout", "trainer", "mixing"}
+PARTS |= {"rollout", "trainer", "mixing", "sources"}
+PARTS |= {"rewards_cache", "rewards_calls", "rewards_judge", "rewards_models", "rewards_text"}
 POLICY = {"policy", "merging", "methods"}
 WORK = {"serving", "training", "evaluation", "reward_model", "oracle_methods"}
 SURFACE = {
@@ -31,6 +32,10 @@ SURFACE = {
     "picture",
     "cli",
     "workspace",
+    "pipeline",
+    "project_init",
+    "cli_data",
+    "data_check",
 }
 SURFACE |= {
     "playground",

@@ -45,7 +45,7 @@ def test_every_declared_output_was_written(project):
         "data/normalization.json",
         "reports/frontier.png",
         "reports/frontier.json",
-        "reports/metrics/reward_model.json",
+        "reports/metrics/reward_model-informativeness.json",
         "reports/curves/train-clp-full.csv",
         "frontier.duckdb",
     ):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from clp_lightning import reward_model
+from clp_lightning.config_data import Preferences, RewardModel
 from clp_lightning.rewards import Learned
 
 WORDS = "deletes creates lists key bucket role the a of . good bad".split()
@@ -58,16 +58,18 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture
-def train(encoder, pairs, tmp_path, monkeypatch):
+def train(encoder, pairs, tmp_path):
     """Train `steps` steps into `tmp_path`/`out`."""
-    monkeypatch.setattr(reward_model, "package_folder", lambda package: encoder.parent)
 
     def run(out, checkpoints="checkpoints", steps=24):
-        section = SimpleNamespace(
-            encoder_package="tiny", encoder_folder="model", steps=steps, batch_size=8, learning_rate=2e-3
+        preferences = Preferences(
+            kind="preferences", source="x.jsonl", subset=None, prompt=None, chosen="chosen", rejected="rejected",
+            heldout=0.1, limit=None, skip_bad_rows=False,
+        )  # fmt: skip
+        section = RewardModel(
+            pairs=preferences, encoder=str(encoder), max_tokens=64, steps=steps, batch_size=8, learning_rate=2e-3
         )
-        config = SimpleNamespace(seed=0, reward_model=section)
-        return reward_model.train_reward_model(config, pairs, tmp_path / out, tmp_path / checkpoints)
+        return reward_model.train_reward_model(section, 0, pairs, tmp_path / out, tmp_path / checkpoints)
 
     return run
 

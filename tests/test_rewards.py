@@ -40,6 +40,23 @@ def test_constant_or_broken_rewards_are_named():
         RewardSet({"mine": raises})([], [])
 
 
+def test_references_reach_the_rewards_that_read_them():
+    class Copies:
+        needs_references = True
+
+        def __call__(self, documents, responses, references):
+            return np.array([float(a == b) for a, b in zip(responses, references, strict=True)])
+
+    rewards = RewardSet({"short": Brevity(1), "copies": Copies()}, references={"d1": "one", "d2": "two"})
+    assert rewards.raw(["d2", "d1"], ["two", "two"]).tolist() == [[-1, 1], [-1, 0]]
+    assert rewards.raw(["d2", "d9"], ["a", "b"], references=["a", "b"]).tolist() == [[-1, 1], [-1, 1]]  # per row
+    for documents, own in ((["d1", "unknown"], None), (["d1", "unknown"], ["one", " "])):
+        with pytest.raises(ClpError, match=r"reward copies reads the reference summary, and 'unknown' has none; take"):
+            rewards.raw(documents, ["a", "b"], own)
+    assert RewardSet({"short": Brevity(1)}).raw(["unknown"], ["a"]).tolist() == [[-1]]  # reads none: needs none
+    assert rewards.raw([], []).shape == (0, 2)
+
+
 def test_missing_reward_model_is_one_line(tmp_path):
     with pytest.raises(ClpError, match=r"no reward model at .*; run the stage reward_model"):
         Learned(tmp_path)(["a"], ["b"])

@@ -19,7 +19,9 @@ from clp_lightning.loading import load_base
 from clp_lightning.policy import SteerablePolicy
 
 DOCUMENTS = ["create bucket: makes a bucket", "delete it: removes the whole thing for good and for ever", "list: all"]
-GENERATION = Generation(max_prompt_tokens=40, max_new_tokens=6, template="{document}\nSummary:")
+GENERATION = Generation(
+    max_prompt_tokens=40, max_new_tokens=6, template="{document}\nSummary:", chat=False, end_token=None
+)
 OBJECTIVES = ("a", "b")
 FAMILIES = ("llama", "gemma", "t5", "t5_tied")
 

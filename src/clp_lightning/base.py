@@ -1,7 +1,6 @@
-"""The base policy as a plain transformers folder: converted from a packaged GGUF, or a tiny random model for tests."""
+"""The base policy as a plain transformers folder: written from whatever transformers loads, or a tiny random model for tests."""
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GgufConfig,
     LlamaConfig,
@@ -18,36 +19,62 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from clp_lightning.config import PackagedGguf, RandomModel
-from clp_lightning.errors import ClpError
+from clp_lightning.config_data import Pretrained, RandomModel
+from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic
+from clp_lightning.sources import resolve
 
 END_OF_TEXT = "<|im_end|>"
 
 
-def package_folder(package: str) -> Path:
-    """Return the folder of an installed package without importing it (asset packages import what is not installed)."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ClpError(f"the asset package {package} is not installed; run `make setup`")
-    return Path(spec.submodule_search_locations[0])
+def write_pretrained(config: Pretrained, out: Path) -> None:
+    """Write a pretrained model as a bfloat16 transformers folder of safetensors; a GGUF's weights are dequantized here.
+
+    Raises `ClpError` for what transformers cannot load, a missing tokenizer, and weights that are only there as pickles.
+    """
+    source = resolve(config.model)
+    try:
+        if source.endswith(".gguf"):
+            model, tokenizer = _gguf(Path(source))
+        else:
+            model, tokenizer = _folder_or_hub(source, config)
+    except ClpError:
+        raise
+    except Exception as error:  # transformers, the hub's client and the network each raise their own
+        raise ClpError(f"base.model {config.model}: {one_line(error)}; name a model that transformers loads") from error
+    with atomic(out) as beside:
+        model.to(torch.bfloat16).save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
 
 
-def write_packaged(config: PackagedGguf, out: Path) -> None:
-    """Convert a packaged GGUF to a bfloat16 transformers folder; every weight is dequantized once, here."""
-    folder = package_folder(config.package)
-    if not (folder / config.file).is_file():
-        raise ClpError(f"base.file: {config.package} holds no {config.file}; run `make setup`, or correct params.yaml")
+def _gguf(file: Path) -> tuple[Any, Any]:
     model: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder), gguf_file=config.file, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     model.is_quantized, model.hf_quantizer = False, None  # otherwise save_pretrained refuses
     with contextlib.suppress(AttributeError):
         del model.config.quantization_config
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), gguf_file=config.file)
-    with atomic(out) as beside:
-        model.to(torch.bfloat16).save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    return model, AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+
+
+def _folder_or_hub(source: str, config: Pretrained) -> tuple[Any, Any]:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise ClpError(
+            f"base.model {config.model}: no tokenizer there ({one_line(error)}); save it beside the model"
+        ) from error
+    settings = AutoConfig.from_pretrained(source, revision=config.revision)
+    auto: Any = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+    folder = Path(source)
+    if not config.allow_pickle and folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ClpError(
+            f"base.model {config.model}: no safetensors there, and pickled weights can run code; convert them, or trust "
+            "them with base.allow_pickle: true"
+        )
+    safe = None if config.allow_pickle else True
+    model = auto.from_pretrained(source, revision=config.revision, dtype=torch.bfloat16, use_safetensors=safe)
+    return model, tokenizer
 
 
 def write_random(config: RandomModel, texts: Iterable[str], seed: int, out: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clp_lightning import cli_champion, cli_doctor, cli_serve
+from clp_lightning import cli_champion, cli_data, cli_doctor, cli_serve
 from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError, UsageError
 
@@ -204,6 +204,7 @@ def stage(
         str, typer.Argument(help="corpus, base, sft, pairs, reward_model, normalization, train, evaluate or publish.")
     ],
     method: Annotated[str | None, typer.Option(help="Method, for train and evaluate.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Learned reward, for pairs and reward_model.")] = None,
     params: Params = Path("params.yaml"),
 ) -> None:
     """Run one stage of the pipeline in the current folder; `dvc repro` runs those that are out of date.
@@ -212,10 +213,11 @@ def stage(
     """
     from clp_lightning import stages
 
-    stages.run(name, load_config(params), method)
+    stages.run(name, load_config(params), method, reward)
 
 
 cli_champion.register(app)
+cli_data.register(app)
 cli_doctor.register(app)
 cli_serve.register(app)
 

@@ -10,41 +10,23 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from clp_lightning.config_data import (
+    ApiDescriptions,
+    Compute,
+    Corruptions,
+    Layers,
+    Pretrained,
+    RandomModel,
+    RewardModel,
+    Table,
+)
 from clp_lightning.config_errors import first_problem, yaml_problem
 from clp_lightning.config_methods import REFERENCE, Derived, Method, check_methods
+from clp_lightning.config_rewards import Rewards
 from clp_lightning.config_types import Name, Positive, Rate, Section, Share
 from clp_lightning.errors import UsageError
 
 TEMPLATE = r"\{document\}"
-
-
-class Corpus(Section):
-    """Summarization pairs `name + body -> first sentence` from botocore's API descriptions."""
-
-    max_body_words: Positive
-    max_summary_words: Positive
-    min_overlap: Share  # share of the summary's content words that occur in name + body
-    validation_services: Rate
-    test_services: Rate
-    limit: Positive | None  # rows kept in all, sampled with the seed; null keeps every row
-
-
-class PackagedGguf(Section):
-    """A GGUF file that an installed asset package ships."""
-
-    kind: Literal["gguf"]
-    package: str
-    file: str
-
-
-class RandomModel(Section):
-    """A tiny Llama with random parameters and a tokenizer trained on the corpus, for tests."""
-
-    kind: Literal["random"]
-    vocabulary: Positive
-    hidden: Positive
-    layers: Positive
-    heads: Positive
 
 
 class Sft(Section):
@@ -54,43 +36,6 @@ class Sft(Section):
     batch_size: Positive
     learning_rate: Rate
     rank: Positive
-
-
-class PairCounts(Section):
-    """Preference pairs per kind of negative, in the training split; the held-out split has a fifth of each."""
-
-    other_same_service: Positive
-    other_service: Positive
-    halved: Positive
-    words_dropped: Positive
-    repeated: Positive
-    name_only: Positive
-    copied: Positive
-    generic: Positive
-
-
-class RewardModel(Section):
-    """Bradley-Terry training of the learned reward on an encoder package."""
-
-    encoder_package: str
-    encoder_folder: str
-    steps: Positive
-    batch_size: Positive
-    learning_rate: Rate
-
-
-class LearnedReward(Section):
-    """A reward that is the logit of a sequence-classification folder."""
-
-    kind: Literal["learned"]
-    model: str  # folder of a transformers sequence-classification model
-
-
-class BrevityReward(Section):
-    """A reward that is minus the number of words."""
-
-    kind: Literal["brevity"]
-    min_words: Positive  # shorter answers gain nothing: an empty summary is no summary
 
 
 class Normalization(Section):
@@ -123,7 +68,7 @@ class Training(Section):
 
 
 class Evaluation(Section):
-    """The sweep on unseen services and its statistics."""
+    """The sweep on unseen prompts and its statistics."""
 
     weightings: Annotated[int, Field(ge=2)]  # points per edge of the lattice on the simplex
     off_grid: Annotated[int, Field(ge=0)]  # weightings drawn at random between them: does steering hold there?
@@ -152,19 +97,25 @@ class Generation(Section):
     max_prompt_tokens: Positive
     max_new_tokens: Positive
     template: Annotated[str, Field(pattern=TEMPLATE)]
+    chat: bool  # true: the tokenizer's chat template, of which the filled template is the user's message
+    end_token: str | None  # what ends a response, where it is not the tokenizer's end-of-text token
 
 
 class Config(Section):
     """The whole of `params.yaml`."""
 
     seed: Annotated[int, Field(ge=0)]  # of the data, the reference policy, the learned reward and the test prompts
-    corpus: Corpus
-    base: Annotated[PackagedGguf | RandomModel, Field(discriminator="kind")]
+    data: Annotated[ApiDescriptions | Table, Field(discriminator="kind")]
+    base: Annotated[Pretrained | RandomModel, Field(discriminator="kind")]
+    compute: Compute
+    layers: Layers | None  # null finds attention, MLP and output layers by their place in the model
     generation: Generation
-    sft: Sft
-    pairs: PairCounts
-    reward_model: RewardModel
-    rewards: dict[Name, Annotated[LearnedReward | BrevityReward, Field(discriminator="kind")]]
+    sft: Sft | None  # null: the reference policy is the pretrained model as it is
+    encoder: Annotated[
+        str, Field(min_length=1)
+    ]  # of the monitor `coverage`: `package:NAME/PATH`, a folder or a hub name
+    reward_models: dict[Name, RewardModel]  # rewards that are learned here; `rewards` says which of them are used
+    rewards: Rewards
     normalization: Normalization
     training: Training
     methods: dict[Name, Method]
@@ -181,8 +132,7 @@ class Config(Section):
         check_methods(self.methods, self.derived, self.objectives)
         if self.promotion.method not in self.methods:
             raise ValueError(f"promotion.method: no such method; choose one of {', '.join(self.methods)}")
-        if self.corpus.validation_services + self.corpus.test_services >= 1:
-            raise ValueError("corpus: validation_services and test_services leave nothing to train on; lower them")
+        self._check_reward_models()
         training = self.training
         if training.advantages == "objective" and training.baseline != "leave_one_out":
             raise ValueError(
@@ -203,6 +153,21 @@ class Config(Section):
                 "training.alpha_start: a policy conditioned on alpha has no single one to start from; use null"
             )
         return self
+
+    def _check_reward_models(self) -> None:
+        for name, model in self.reward_models.items():
+            if name in (*self.methods, REFERENCE, "base", "kept", "champion"):
+                raise ValueError(f"reward_models.{name}: models/{name} is something else already; choose another name")
+            if isinstance(model.pairs, Corruptions) and self.data.kind != "api_descriptions":
+                raise ValueError(
+                    f"reward_models.{name}.pairs: corruptions are made from data of the kind api_descriptions; use the kind "
+                    "preferences"
+                )
+        for name, reward in self.rewards.items():
+            folder = getattr(reward, "model", None)
+            if isinstance(folder, str) and folder.startswith("models/") and folder[7:] not in self.reward_models:
+                known = ", ".join(f"models/{other}" for other in self.reward_models) or "none"
+                raise ValueError(f"rewards.{name}.model: reward_models trains no {folder}; it trains {known}")
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ def _path(location: tuple[int | str, ...], values: Any) -> str:
     parts = []
     for position, part in enumerate(location):
         known = isinstance(values, dict) and part in values
-        if known or (position == len(location) - 1 and part != "[key]" and isinstance(values, dict)):
+        kind = isinstance(values, dict) and values.get("kind") == part
+        if known or (position == len(location) - 1 and part != "[key]" and isinstance(values, dict) and not kind):
             parts.append(str(part))
         values = values[part] if known else values
     return ".".join(parts)

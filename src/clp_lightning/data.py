@@ -1,121 +1,42 @@
-"""The default corpus (`name + body -> first sentence` of API descriptions) and preference pairs built from it.
+"""The corpus: prompts with their reference answers, from a user's own table or, by default, from API descriptions."""
 
-Extreme summarization as XSum was built (Narayan et al., 2018): the first sentence of a text is its summary, the rest
-is the text. The texts are the service models that the pinned botocore package ships, so nothing is downloaded.
-"""
-
-import gzip
 import hashlib
 import json
-import re
-from collections.abc import Collection, Iterator
-from html.parser import HTMLParser
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clp_lightning.config import Config
+from clp_lightning.config_data import Table
+from clp_lightning.data_api import api_parts
+from clp_lightning.data_table import examples, refuse
 from clp_lightning.errors import ClpError
 from clp_lightning.files import atomic, write_json
+from clp_lightning.splits import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SPLITS = ("train", "validation", "test")
-MIN_SUMMARY_WORDS = 4
-MIN_BODY_WORDS = 5
-_RAW_CHARACTERS = 1200  # a summary and a body are far shorter; the rest of a long page need not be parsed
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)\s+(?=[^a-z\s])|\n+")
-_IDENTIFIER_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
-_WORD = re.compile(r"[a-z0-9]+")
-_STOP_WORDS = frozenset(
-    "a an and are as at be been but by can could did do does for from had has have he her his how if in into is it its may "
-    "more must no not of on one or other our own s shall should so some such t than that the their them then there these "
-    "they this those to use used uses using was we were what when where which while who whose will with would you your".split()
-)
-
-
-class _Text(HTMLParser):
-    """Collects text: block tags end a line, asides (notes, warnings, code blocks) are left out."""
-
-    _BLOCKS = frozenset("p br div ul ol li dl dt dd table tr td th h1 h2 h3 h4 h5 h6 title section".split())
-    _ASIDES = frozenset("note important caution pre fullname".split())
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.depth = 0  # of asides
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.depth += tag in self._ASIDES
-        if tag in self._BLOCKS:
-            self.parts.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.depth = max(0, self.depth - (tag in self._ASIDES))
-        if tag in self._BLOCKS:
-            self.parts.append("\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self.depth:
-            self.parts.append(data.replace("\n", " "))
-
-
-def content_words(text: str) -> set[str]:
-    """Lower-case words of `text` without stop words and without a plural or third-person s."""
-    words = (word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS)
-    return {word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words}
-
-
-def spoken_name(identifier: str) -> str:
-    """`ListDBRolesRequest.maxResults` -> `list DB roles request, max results`: words that a language model knows."""
-    return ", ".join(
-        " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in _IDENTIFIER_WORD.findall(part))
-        for part in identifier.split(".")
-    )
-
-
-def split_summary(html: str) -> tuple[str, str]:
-    """First sentence and the rest of an HTML description, as plain text on one line each."""
-    raw = html[:_RAW_CHARACTERS]
-    if raw.rfind("<") > raw.rfind(">"):  # cut inside a tag
-        raw = raw[: raw.rfind("<")]
-    parser = _Text()
-    parser.feed(raw)
-    parser.close()
-    lines = "\n".join(" ".join(line.split()) for line in "".join(parser.parts).split("\n"))
-    first, *rest = _SENTENCE_END.split(lines.strip(), maxsplit=1)
-    return first, " ".join(" ".join(rest).split())
+SAMPLES = 3  # rows of each split that the card shows
 
 
 def build_corpus(config: Config, out: Path, *, services: Collection[str] | None = None) -> dict[str, Any]:
-    """Write `out`/{train,validation,test}.parquet and card.json from the installed botocore; return the card.
+    """Write `out`/{train,validation,test}.parquet and card.json from the section `data`; return the card.
 
-    The splits share no service. `services` restricts the extraction (tests). Raises `ClpError` when botocore is
-    missing or a split would be empty.
+    The splits of API descriptions share no service, those of a table no prompt. `services` restricts the former (tests).
+    Raises `ClpError` when the source is missing, has a row that cannot be used, or a split would be empty.
     """
-    import pandas as pd
-
-    rows = _rows(config, services)
-    if not rows:
-        raise ClpError("botocore's service models gave no rows; loosen corpus.min_overlap or corpus.max_summary_words")
-    frame = pd.DataFrame(rows)
-    # rank by hash, so that adding a service to botocore moves few others and no random state is involved
-    ranked = sorted(frame["service"].unique(), key=lambda service: _hash(config.seed, "service", service))
-    test = max(1, round(config.corpus.test_services * len(ranked)))
-    validation = max(1, round(config.corpus.validation_services * len(ranked)))
-    split_of = {
-        s: "test" if i < test else "validation" if i < test + validation else "train" for i, s in enumerate(ranked)
-    }
-    if config.corpus.limit is not None and len(frame) > config.corpus.limit:
-        order = frame["id"].map(lambda row: _hash(config.seed, "row", row)).sort_values()
-        frame = frame.loc[sorted(order.index[: config.corpus.limit])]
-    parts = {split: frame[frame["service"].map(split_of) == split].reset_index(drop=True) for split in SPLITS}
-    if empty := [split for split, part in parts.items() if part.empty]:
+    parts, facts = (
+        table_parts(config.data, config.seed)
+        if config.data.kind == "table"
+        else api_parts(config.data, config.seed, services)
+    )
+    if empty := [split for split in SPLITS if parts[split].empty]:
         raise ClpError(
-            f"corpus split {empty[0]!r} would be empty: {len(frame)} rows of {len(ranked)} services; raise corpus.limit"
+            f"data: the split {empty[0]!r} would be empty: {sum(map(len, parts.values()))} rows in all; raise data.limit, "
+            "give more rows, or split them another way"
         )
-    card = _card(parts)
+    card = _card(parts) | facts
     with atomic(out) as folder:
         folder.mkdir()
         for split, part in parts.items():
@@ -124,103 +45,42 @@ def build_corpus(config: Config, out: Path, *, services: Collection[str] | None 
     return card
 
 
-def read_split(root: Path, split: str) -> "pd.DataFrame":
-    """Read `root`/`split`.parquet of a corpus or of preference pairs; raises `ClpError` when missing or broken."""
+def table_parts(config: Table, seed: int) -> "tuple[dict[str, pd.DataFrame], dict[str, Any]]":
+    """Return the splits of a user's own rows (id, group, document, summary) and what the card says of them."""
     import pandas as pd
 
-    file = Path(root) / f"{split}.parquet"
-    try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable Parquet file"
-        raise ClpError(f"cannot read {file}: {reason}; run `dvc repro` to build it") from error
-
-
-def _rows(config: Config, services: Collection[str] | None) -> list[dict[str, str]]:
-    from rich.console import Console
-    from rich.progress import track
-
-    limits, rows = config.corpus, []
-    ids: set[str] = set()
-    texts: set[str] = set()
-    summaries: set[str] = set()
-    models = [(name, file) for name, file in _service_models() if services is None or name in services]
-    for service, file in track(models, "Reading API descriptions", console=Console(stderr=True), transient=True):
-        for identifier, html in _descriptions(_read_model(file)):
-            # cheap tests before the expensive parse: the same text recurs often, most texts are one sentence
-            if html in texts or html.count(" ") < MIN_SUMMARY_WORDS + MIN_BODY_WORDS - 1:
-                continue
-            texts.add(html)
-            summary, rest = split_summary(html)
-            words = rest.split()[: limits.max_body_words]
-            if not MIN_SUMMARY_WORDS <= len(summary.split()) <= limits.max_summary_words or len(words) < MIN_BODY_WORDS:
-                continue
-            name, body, key = spoken_name(identifier), " ".join(words), f"{service}/{identifier}"
-            if not (summary.endswith(".") and summary[0].isalpha()) or key in ids or summary.lower() in summaries:
-                continue
-            content = content_words(summary)
-            if not content or len(content & content_words(f"{name} {body}")) < limits.min_overlap * len(content):
-                continue
-            ids.add(key)
-            summaries.add(summary.lower())
-            row = {"id": key, "service": service, "name": name, "body": body, "document": f"{name}: {body}"}
-            rows.append(row | {"summary": summary})
-    return list({row["document"].lower(): row for row in reversed(rows)}.values())[::-1]  # the first of equal documents
-
-
-def _service_models() -> list[tuple[str, Path]]:
-    try:
-        import botocore
-    except ImportError as error:
-        raise ClpError("botocore is not installed, and the corpus is built from it; run `make setup`") from error
-    found = []
-    for folder in sorted((Path(botocore.__file__).parent / "data").iterdir()):
-        # versions are dates, so the last one in order is the newest
-        models = sorted(folder.glob("*/service-2.json*")) if folder.is_dir() else []
-        if models:
-            found.append((folder.name, models[-1]))
-    return found
-
-
-def _read_model(file: Path) -> dict[str, Any]:
-    raw = file.read_bytes()
-    return json.loads(gzip.decompress(raw) if file.suffix == ".gz" else raw)
-
-
-def _descriptions(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for group in ("operations", "shapes"):
-        for name, item in model.get(group, {}).items():
-            if item.get("documentation"):
-                yield name, item["documentation"]
-            for member, value in item.get("members", {}).items():
-                if value.get("documentation"):
-                    yield f"{name}.{member}", value["documentation"]
+    read, problems = examples(config, seed)
+    skipped = refuse(problems, config.skip_bad_rows, "data")
+    columns = ["id", "group", "document", "summary"]
+    parts = {
+        split: pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns).astype(
+            {"summary": object}
+        )
+        for split, rows in read.items()
+    }
+    return parts, {"source": config.source, "skipped_rows": skipped}
 
 
 def _card(parts: "dict[str, pd.DataFrame]") -> dict[str, Any]:
-    import botocore
-
     digest = hashlib.sha256()
-    splits = {}
+    groups, splits = "service" if "service" in next(iter(parts.values())) else "group", {}
     for split, part in parts.items():
         for row in part.itertuples(index=False):
             digest.update(json.dumps([split, *row]).encode())
-        splits[split] = {"rows": len(part), "services": part["service"].nunique()} | {
+        splits[split] = {"rows": len(part), f"{groups}s": part[groups].nunique()} | {
             f"{column}_words": {
-                f"q{q}": float(part[column].map(lambda text: len(text.split())).quantile(q / 100))
+                f"q{q}": float(part[column].dropna().map(lambda text: len(text.split())).quantile(q / 100))
                 for q in (5, 25, 50, 75, 95)
             }
             for column in ("document", "summary")
+            if part[column].notna().any()
         }
     return {
         "rows": sum(len(part) for part in parts.values()),
-        "services": sum(part["service"].nunique() for part in parts.values()),
+        f"{groups}s": sum(part[groups].nunique() for part in parts.values()),
         "splits": splits,
         "sha256": digest.hexdigest(),
-        "source": "botocore",
-        "botocore_version": botocore.__version__,
+        "samples": {
+            split: part[["document", "summary"]].head(SAMPLES).to_dict("records") for split, part in parts.items()
+        },
     }
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.sha256(":".join(map(str, parts)).encode()).hexdigest()

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from clp_lightning.config import Config, PackagedGguf, load_config
+from clp_lightning.config import Config, load_config
+from clp_lightning.config_data import Pretrained
 from clp_lightning.errors import ClpError
 from clp_lightning.files import read_json
 
@@ -127,20 +128,17 @@ def _port(port: int) -> Finding:
 
 
 def _assets(config: Config) -> Finding:
-    from clp_lightning.base import package_folder
+    from clp_lightning.sources import resolve
 
-    wanted = [(config.reward_model.encoder_package, config.reward_model.encoder_folder)]
-    if isinstance(config.base, PackagedGguf):
-        wanted.insert(0, (config.base.package, config.base.file))
-    for package, part in wanted:
+    wanted = [config.encoder, *(model.encoder for model in config.reward_models.values())]
+    wanted += [config.base.model] if isinstance(config.base, Pretrained) else []
+    for name in dict.fromkeys(wanted):
         try:
-            if not (package_folder(package) / part).exists():
-                return Finding(
-                    "assets", "problem", f"{package} holds no {part}", "run `make setup`, or correct params.yaml"
-                )
-        except ClpError:
-            return Finding("assets", "problem", f"{package} is not installed", "run `make setup`")
-    return Finding("assets", "ok", ", ".join(package for package, _ in wanted))
+            resolve(name)
+        except ClpError as error:
+            found, _, remedy = str(error).rpartition("; ")
+            return Finding("assets", "problem", found, remedy)
+    return Finding("assets", "ok", ", ".join(dict.fromkeys(wanted)))
 
 
 def _models() -> Finding:

@@ -7,6 +7,12 @@ class ClpError(Exception):
     exit_code = 1
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """Return what another library's error says, on one line of at most `most` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 class UsageError(ClpError):
     """Wrong arguments or configuration (exit code 2)."""
 

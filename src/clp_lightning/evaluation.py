@@ -141,6 +141,8 @@ def _score(frame: pd.DataFrame, rewards: RewardSet, monitors: Monitors, normaliz
         scale = normalization["objectives"][name]
         frame[f"raw:{name}"] = raw[:, k]
         frame[f"reward:{name}"] = (raw[:, k] - scale["mean"]) / scale["std"]
-    for name, values in monitors(documents, frame["reference_summary"].tolist(), responses).items():
+    known = frame["reference_summary"].notna()
+    for name, values in monitors(documents, frame["reference_summary"].fillna("").tolist(), responses).items():
         frame[f"monitor:{name}"] = values
+    frame.loc[~known, "monitor:rouge_l"] = np.nan  # there is nothing to compare with
     return frame

@@ -21,21 +21,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clp_lightning.config_data import Layers
 from clp_lightning.errors import UsageError
 
-# Linear layers by role, as patterns on module names: Llama-type layouts (Gemma, Qwen, Mistral, ...) and T5's.
-_ATTENTION = r".*(\.(q_proj|k_proj|v_proj|o_proj)|Attention\.(q|k|v|o))"
-_MLP = r".*\.(gate_proj|up_proj|down_proj|wi|wi_0|wi_1|wo)"
-_LOGITS = r"(.*\.)?lm_head"
-# The conditioned set S of each variant (the paper's full-, attn- and logit-CLP; none for prompt-CLP).
-CONDITIONED_SETS = {
-    "full": f"{_ATTENTION}|{_MLP}|{_LOGITS}",
-    "attention": _ATTENTION,
-    "logits": _LOGITS,
-    "none": r"(?!)",
-    "blocks": f"{_ATTENTION}|{_MLP}",
-}
+# Linear layers by role, as patterns on module names. A layer of a numbered block is attention where its parent's name says
+# so (self_attn, attention, SelfAttention, EncDecAttention), MLP otherwise.
+DISCOVERED = Layers(
+    attention=r".*\.\d+\.(?:\w+\.)*\w*(?i:attn|attention)\w*(?:\.\w+)*",
+    mlp=r".*\.\d+\.(?!(?:\w+\.)*\w*(?i:attn|attention)).*",
+    logits=r"(?:.*\.)?(?:lm_head|embed_out|output)",
+)
 Rank = int | Literal["full"]
+
+
+def conditioned_set(conditioning: str, layers: Layers | None) -> re.Pattern[str]:
+    """Return the pattern of the conditioned set S: the paper's full-, attn- and logit-CLP, none for prompt-CLP.
+
+    `blocks` is full without the output layer. Raises `UsageError` for a pattern that is none.
+    """
+    found = layers or DISCOVERED
+    blocks = f"{found.attention}|{found.mlp}"
+    sets = {"full": f"{blocks}|{found.logits}", "attention": found.attention, "logits": found.logits, "none": r"(?!)"}
+    try:
+        return re.compile(blocks if conditioning == "blocks" else sets[conditioning])
+    except re.error as error:
+        raise UsageError(f"layers: not a regular expression ({error}); correct the pattern") from error
 
 
 class Steering:
@@ -118,6 +128,7 @@ class Experts(nn.Module):
         rank: Rank,
         shared: bool = False,
         scaling: float = 2.0,
+        layers: Layers | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -126,12 +137,13 @@ class Experts(nn.Module):
         self.count, self.rank, self.scaling, self.conditioning, self.shared = (
             experts, rank, scaling if rank != "full" else 1.0, conditioning, shared
         )  # fmt: skip
-        self.steering = Steering()
+        self.patterns, self.steering = layers, Steering()
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         self.layers: dict[str, ConditionedLinear] = {}
-        everything = re.compile(CONDITIONED_SETS["full"])
-        chosen = re.compile(CONDITIONED_SETS[conditioning])
+        everything, chosen = (conditioned_set(name, layers) for name in ("full", conditioning))
+        output = re.compile((layers or DISCOVERED).logits)
+        self.output_layers = [name for name, _ in model.named_modules() if output.fullmatch(name)]
         for name, module in list(model.named_modules()):
             conditioned = bool(chosen.fullmatch(name))
             if isinstance(module, nn.Linear) and (conditioned or (shared and everything.fullmatch(name))):
@@ -144,7 +156,7 @@ class Experts(nn.Module):
         ):
             raise UsageError(
                 f"{type(model).__name__} has no linear layer of the set {conditioning!r} ({chosen.pattern}); choose another "
-                "conditioning, or a model of the Llama, Gemma or T5 type"
+                f"conditioning, or name its layers in params.yaml (layers); it has {_some_linear(model)}"
             )
         self.dtype = next(iter(self.layers.values())).base.weight.dtype
         self.parameters_by_name = nn.ParameterDict({
@@ -205,7 +217,7 @@ class Experts(nn.Module):
             merged = layer.base.weight.float() + update
             layer.base.weight = nn.Parameter(merged.to(layer.base.weight.dtype), requires_grad=False)
             _put(model, name, layer.base)
-            if re.fullmatch(_LOGITS, name) and hasattr(model, "config"):
+            if name in self.output_layers and hasattr(model, "config"):
                 model.config.tie_word_embeddings = False
 
     def _named(self) -> dict[str, nn.Parameter]:
@@ -213,6 +225,12 @@ class Experts(nn.Module):
             f"{name}.{part}": parameter for name, layer in self.layers.items()
             for part, parameter in layer.named_parameters(recurse=False)
         }  # fmt: skip
+
+
+def _some_linear(model: nn.Module) -> str:
+    """Return the names of some linear layers, a number once instead of once per block."""
+    names = [re.sub(r"\.\d+\.", ".N.", name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return ", ".join(list(dict.fromkeys(names))[:12]) or "none at all (GPT-2's Conv1D is not supported)"
 
 
 def _put(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from clp_lightning.config_data import Compute
 from clp_lightning.errors import ClpError
 
 
@@ -47,15 +48,30 @@ def hardware_dtype() -> torch.dtype:
     return min(seconds, key=lambda dtype: min(seconds[dtype]))
 
 
+def placement(compute: Compute) -> dict[str, Any]:
+    """Return the arguments of `load_base` that the section `compute` asks for; a GPU that is not there is a `ClpError`."""
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise ClpError("compute.device: cuda, but torch finds no GPU; use auto or cpu")
+    return {
+        "dtype": None if compute.dtype == "auto" else getattr(torch, compute.dtype),
+        "device": None if compute.device == "auto" else compute.device,
+    }
+
+
 def load_base(
-    folder: Path | str, *, dtype: torch.dtype | None = None
+    folder: Path | str, *, dtype: torch.dtype | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal or encoder-decoder model and its tokenizer (padding on the left); a missing folder is a `ClpError`."""
+    """Load a causal or encoder-decoder model and its tokenizer (padding on the left); a missing folder is a `ClpError`.
+
+    `dtype` is by default `hardware_dtype`, `device` a GPU where there is one.
+    """
     if not (Path(folder) / "config.json").is_file():
         raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto.from_pretrained(str(folder), dtype=dtype or hardware_dtype(), local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
+    if tokenizer.pad_token is None:  # Llama has none; what is padded counts nowhere
+        tokenizer.pad_token = tokenizer.eos_token
     return model.to(device).eval(), tokenizer

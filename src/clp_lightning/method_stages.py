@@ -1,24 +1,24 @@
-"""The stages of one method: `train` it, and `evaluate` it on unseen services; heavy libraries are imported when they run."""
+"""The stages of one method: `train` it, and `evaluate` it on unseen prompts; heavy libraries are imported when they run."""
 
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-from clp_lightning import data
 from clp_lightning import stage_files as files
 from clp_lightning.config import Config
 from clp_lightning.config_methods import REFERENCE, Method
 from clp_lightning.errors import UsageError
 from clp_lightning.files import atomic, fingerprint, read_json, write_json
+from clp_lightning.splits import read_split, references
 
-MODELS = Path("models")
+MODELS = files.MODELS
 
 
 def train(config: Config, method: str) -> None:
     """Train one method of the table."""
     from clp_lightning.experts import Experts
-    from clp_lightning.loading import load_base
+    from clp_lightning.loading import load_base, placement
     from clp_lightning.policy import SteerablePolicy
     from clp_lightning.rewards import RewardSet
     from clp_lightning.trainer import fit, write_curve
@@ -26,13 +26,14 @@ def train(config: Config, method: str) -> None:
 
     row, budget = _row(config, method), config.training
     listed = row.listed(config.objectives)
-    model, tokenizer = load_base(files.REFERENCE)
+    model, tokenizer = load_base(files.REFERENCE, **placement(config.compute))
     experts = Experts(
         model,
         conditioning=row.conditioning,
         experts=len(config.objectives) if listed is None else len(listed),
         rank=budget.rank,
         shared=row.shared,
+        layers=config.layers,
         seed=budget.seed,
     )
     policy = SteerablePolicy(
@@ -45,10 +46,12 @@ def train(config: Config, method: str) -> None:
         takes_alpha=budget.alpha_high is not None,
         listed=listed,
     )
-    rewards = RewardSet.from_config(config, Path("."), files.NORMALIZATION)
-    documents = data.read_split(files.CORPUS, "train")["document"].tolist()
+    rows = read_split(files.CORPUS, "train")
+    rewards = RewardSet.from_config(config, Path("."), files.NORMALIZATION, references(rows))
+    documents = rows["document"].tolist()
     module = ClpModule(policy, budget, row.weightings, documents, rewards, budget.seed)
-    inputs = (files.CORPUS, files.NORMALIZATION, files.REFERENCE, files.REWARD_MODEL)
+    trained = [files.MODELS / name for name in config.reward_models]
+    inputs = (files.CORPUS, files.NORMALIZATION, files.REFERENCE, *trained, config.compute, config.layers)
     checkpoints = files.checkpoints(f"train-{method}", budget, row, config.generation, *inputs)
     fit(
         module,
@@ -67,8 +70,8 @@ def train(config: Config, method: str) -> None:
         "stored_parameters": sum(tensor.numel() for tensor in experts.tensors().values()),
         "models": 1 if listed is None else len(listed),
     }
-    policy.save(Path("models") / method, base_model="../reference", method=method, seed=budget.seed, cost=cost)
-    write_curve(module.curve, Path("models") / method / "training_curve.csv")
+    policy.save(MODELS / method, base_model="../reference", method=method, seed=budget.seed, cost=cost)
+    write_curve(module.curve, MODELS / method / "training_curve.csv")
     files.curve(f"train-{method}", module.curve)
     last = module.curve[-max(1, len(module.curve) // 5) :]
     final = {key: sum(point[key] for point in last) / len(last) for key in ("scalarized_reward", "kl", "length")}
@@ -77,7 +80,7 @@ def train(config: Config, method: str) -> None:
 
 
 def evaluate(config: Config, method: str) -> None:
-    """Sample one method, or `reference`, on unseen services at every weighting of the grid."""
+    """Sample one method, or `reference`, on the test prompts at every weighting of the grid."""
     frame = evaluate_into(config, method, MODELS, files.RESULTS / method)
     columns = [name for name in frame.columns if name.startswith(("reward:", "monitor:"))]
     files.metrics(f"evaluate-{method}", {name: float(frame[name].mean()) for name in columns})
@@ -131,10 +134,11 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
         config.training.alpha,
         row,
     )
+    prompts = test_prompts(config)
     points = Sweep(
-        prompts=test_prompts(config),
+        prompts=prompts,
         weightings=contestant.weightings,
-        rewards=RewardSet.from_config(config, Path("."), files.NORMALIZATION),
+        rewards=RewardSet.from_config(config, Path("."), files.NORMALIZATION, references(prompts)),
         samples=settings.samples_per_prompt,
         batch_size=settings.batch_size,
         seed=config.training.seed,
@@ -148,7 +152,7 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
 
 def test_prompts(config: Config) -> Any:
     """Return the rows of the test split that every method is evaluated on."""
-    test = data.read_split(files.CORPUS, "test")
+    test = read_split(files.CORPUS, "test")
     return test.sample(min(config.evaluation.prompts, len(test)), random_state=config.seed).reset_index(drop=True)
 
 

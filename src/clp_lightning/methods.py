@@ -10,7 +10,7 @@ from clp_lightning.config import Config
 from clp_lightning.config_methods import REFERENCE, BestOf, Dera, LogitMixing, Merged
 from clp_lightning.errors import UsageError
 from clp_lightning.files import read_json
-from clp_lightning.loading import load_base
+from clp_lightning.loading import load_base, placement
 from clp_lightning.merging import MergedPolicy
 from clp_lightning.policy import SteerablePolicy
 from clp_lightning.weightings import grid
@@ -42,22 +42,22 @@ def load(config: Config, name: str, models: Path) -> Contestant:
     """Load a method of `params.yaml`, or the reference policy, from `models`; raises `UsageError` for unknown names."""
     if name not in config.compared:
         raise UsageError(f"method {name!r}: not in params.yaml, which compares {', '.join(config.compared)}")
-    points = weightings(config, name)
+    points, place = weightings(config, name), placement(config.compute)
     if name == REFERENCE:
         return Contestant(_reference(config, models), points, FREE | {"forward_passes_per_token": 1}, 1)
     if name in config.methods:
-        return Contestant(SteerablePolicy.from_pretrained(models / name), points, _cost(models / name, 1), 1)
+        return Contestant(SteerablePolicy.from_pretrained(models / name, **place), points, _cost(models / name, 1), 1)
     row = config.derived[name]
     folder = models / row.of
     match row.decoding:
         case LogitMixing():
-            policy = SteerablePolicy.from_pretrained(folder, mixture=mixing.experts)
+            policy = SteerablePolicy.from_pretrained(folder, **place, mixture=mixing.experts)
             return Contestant(policy, points, _cost(folder, len(config.objectives)), 1)
         case Dera(strength=strength):
-            policy = SteerablePolicy.from_pretrained(folder, mixture=mixing.reference(strength))
+            policy = SteerablePolicy.from_pretrained(folder, **place, mixture=mixing.reference(strength))
             return Contestant(policy, points, _cost(folder, 2), 1)
         case Merged():
-            merged = MergedPolicy.from_pretrained(folder)
+            merged = MergedPolicy.from_pretrained(folder, **place)
             assert isinstance(merged, MergedPolicy)
             merged.operator, merged.seed = row.decoding, config.training.seed
             return Contestant(merged, points, _cost(folder, 1), 1)
@@ -67,7 +67,9 @@ def load(config: Config, name: str, models: Path) -> Contestant:
 
 
 def _reference(config: Config, models: Path) -> SteerablePolicy:
-    return SteerablePolicy(*load_base(models / REFERENCE), config.generation, objectives=config.objectives)
+    return SteerablePolicy(
+        *load_base(models / REFERENCE, **placement(config.compute)), config.generation, objectives=config.objectives
+    )
 
 
 def _cost(folder: Path, passes: int) -> dict[str, Any]:

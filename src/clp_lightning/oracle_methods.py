@@ -107,7 +107,7 @@ class Testbed:
         return policy
 
 
-GENERATION = Generation(max_prompt_tokens=1, max_new_tokens=LENGTH, template="{document}")
+GENERATION = Generation(max_prompt_tokens=1, max_new_tokens=LENGTH, template="{document}", chat=False, end_token=None)
 
 
 class TabledPolicy(SteerablePolicy):

@@ -11,9 +11,13 @@ import numpy as np
 import pandas as pd
 
 from clp_lightning.config import Config
-from clp_lightning.data import content_words, read_split
+from clp_lightning.config_data import Corruptions, Preferences
+from clp_lightning.data_api import content_words
+from clp_lightning.data_table import Pair, refuse
+from clp_lightning.data_table import pairs as read_pairs
 from clp_lightning.errors import ClpError
 from clp_lightning.files import atomic
+from clp_lightning.splits import read_split
 
 GENERIC = (
     "This is a description.",
@@ -36,25 +40,45 @@ UNSEEN_KINDS = ("shuffled", "keywords", "two_summaries", "body_end", "name_and_f
 UNSEEN_PAIRS = 60  # of each, in the held-out split only
 
 
-def build_pairs(config: Config, corpus: Path, out: Path) -> dict[str, int]:
-    """Write `out`/{train,heldout}.parquet (service, document, chosen, rejected, kind); return the rows of each.
+def build_pairs(config: Config, name: str, corpus: Path, out: Path) -> dict[str, int]:
+    """Write `out`/{train,heldout}.parquet (document, chosen, rejected, kind) of a reward model; return the rows of each.
 
-    Training pairs come from the training services, held-out pairs from the unseen test services. Raises `ClpError` when
-    a split is too small for the counts that are asked for.
+    Raises `ClpError` when a split is too small for the counts that are asked for, or a row of own pairs cannot be used.
     """
-    counts = config.pairs.model_dump()
+    asked = config.reward_models[name].pairs
+    if isinstance(asked, Preferences):
+        parts, left_out = _own(asked, config.seed, f"reward_models.{name}.pairs")
+    else:
+        parts, left_out = _made(asked, config.seed, corpus), {}
     with atomic(out) as folder:
         folder.mkdir()
-        sizes = {}
-        for name, split, share in (("train", "train", 1), ("heldout", "test", HELDOUT_SHARE)):
-            rng = np.random.default_rng([config.seed, share])
-            asked = {kind: max(1, n // share) for kind, n in counts.items()}
-            if name == "heldout":
-                asked |= dict.fromkeys(UNSEEN_KINDS, UNSEEN_PAIRS)
-            frame = _pairs(read_split(corpus, split), asked, rng)
-            frame.to_parquet(folder / f"{name}.parquet", index=False)
-            sizes[name] = len(frame)
-    return sizes
+        for split, frame in parts.items():
+            frame.to_parquet(folder / f"{split}.parquet", index=False)
+    return {split: len(frame) for split, frame in parts.items()} | left_out
+
+
+def _made(asked: Corruptions, seed: int, corpus: Path) -> dict[str, pd.DataFrame]:
+    """Training pairs come from the training services, held-out pairs from the unseen test services."""
+    counts, parts = asked.model_dump(exclude={"kind"}), {}
+    for name, split, share in (("train", "train", 1), ("heldout", "test", HELDOUT_SHARE)):
+        rng = np.random.default_rng([seed, share])
+        wanted = {kind: max(1, n // share) for kind, n in counts.items()}
+        if name == "heldout":
+            wanted |= dict.fromkeys(UNSEEN_KINDS, UNSEEN_PAIRS)
+        parts[name] = _pairs(read_split(corpus, split), wanted, rng)
+    return parts
+
+
+def _own(asked: Preferences, seed: int, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+    read, problems = read_pairs(asked, seed)
+    skipped = refuse(problems, asked.skip_bad_rows, where)
+    if empty := [split for split, rows in read.items() if not rows]:
+        raise ClpError(f"{where}: the split {empty[0]!r} would be empty; give more pairs, or change heldout")
+    parts = {
+        split: pd.DataFrame(rows, columns=list(Pair._fields)).drop(columns="place").assign(kind="preference")
+        for split, rows in read.items()
+    }
+    return parts, {"skipped_rows": sum(skipped.values())} if skipped else {}
 
 
 def _pairs(rows: pd.DataFrame, counts: dict[str, int], rng: np.random.Generator) -> pd.DataFrame:

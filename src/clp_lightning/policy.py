@@ -14,16 +14,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clp_lightning import weightings as simplex
 from clp_lightning.config import Generation
+from clp_lightning.config_data import Layers
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.experts import Experts
 from clp_lightning.export import export
 from clp_lightning.files import atomic, read_json
 from clp_lightning.loading import load_base
 from clp_lightning.mixing import Mixture
-from clp_lightning.prompts import PromptTemplate
+from clp_lightning.prompts import PromptTemplate, set_end
 from clp_lightning.rollout import Prompts, Responses, Steer, Step, repeated, response_log_probs, sampling_steps, stacked
 
 Weighting = Mapping[str, float]
+OLDER = {"chat": False, "end_token": None}  # what cards written before these settings existed mean
 
 
 class SteerablePolicy:
@@ -51,6 +53,8 @@ class SteerablePolicy:
         self.model, self.tokenizer, self.generation, self.experts = model, tokenizer, generation, experts
         self.objectives, self.prompted, self.takes_alpha = tuple(objectives), prompted, takes_alpha
         self.mixture, self.listed = mixture, listed
+        if generation.end_token is not None:
+            set_end(tokenizer, generation.end_token)
         context = getattr(model.config, "max_position_embeddings", None)
         self.template = PromptTemplate(tokenizer, generation, self.objectives, states_alpha=takes_alpha)
         needed = self.template.longest(prompted=prompted)
@@ -62,7 +66,12 @@ class SteerablePolicy:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, dtype: torch.dtype | None = None, mixture: Mixture | None = None
+        cls,
+        folder: Path | str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
+        mixture: Mixture | None = None,
     ) -> "SteerablePolicy":
         """Load a folder that the pipeline wrote (`models/METHOD`); raises `ClpError` when it or its base is missing."""
         folder = Path(folder)
@@ -71,8 +80,8 @@ class SteerablePolicy:
         card = read_json(
             folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full"
         )
-        base, tokenizer = load_base(folder / card["base_model"], dtype=dtype)
-        listed = card.get("listed")
+        base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device)
+        listed, layers = card.get("listed"), card.get("layers")
         experts = Experts(
             base,
             conditioning=card["conditioning"],
@@ -80,6 +89,7 @@ class SteerablePolicy:
             rank=card["rank"],
             shared=card["shared"],
             scaling=card["scaling"],
+            layers=Layers.model_validate(layers) if layers else None,
         )
         try:
             experts.load_tensors(safetensors.torch.load_file(folder / "experts.safetensors"))
@@ -88,7 +98,7 @@ class SteerablePolicy:
                 f"cannot read {folder}/experts.safetensors: {error}; run `dvc repro` to write it again"
             ) from error
         experts.to(base.device)
-        generation = Generation.model_validate(card["generation"])
+        generation = Generation.model_validate(OLDER | card["generation"])
         return cls(
             base,
             tokenizer,
@@ -114,6 +124,7 @@ class SteerablePolicy:
             "takes_alpha": self.takes_alpha,
             "listed": None if self.listed is None else self.listed.tolist(),
             "scaling": self.experts.scaling,
+            "layers": self.experts.patterns.model_dump() if self.experts.patterns else None,
             "generation": self.generation.model_dump(),
             **extra,
         }

@@ -12,6 +12,7 @@ from clp_lightning import stage_files as files
 from clp_lightning.config import Config
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.files import read_json
+from clp_lightning.splits import references
 
 
 def own_prompts(path: Path) -> pd.DataFrame:
@@ -23,7 +24,7 @@ def own_prompts(path: Path) -> pd.DataFrame:
     texts = [line for line in lines if line.strip()]
     if not texts:
         raise UsageError(f"{path}: no prompt in it; write one per line")
-    return pd.DataFrame({"id": [f"line-{i + 1}" for i in range(len(texts))], "document": texts, "summary": ""})
+    return pd.DataFrame({"id": [f"line-{i + 1}" for i in range(len(texts))], "document": texts, "summary": None})
 
 
 def evaluate_policy(
@@ -45,16 +46,15 @@ def evaluate_policy(
         )
     settings = config.evaluation
     chosen = method_stages.test_prompts(config) if prompts is None else prompts
+    rewards = RewardSet.from_config(config, Path("."), files.NORMALIZATION, references(chosen))
     with tempfile.TemporaryDirectory() as parts:
         sweep = Sweep(
-            chosen, points, RewardSet.from_config(config, Path("."), files.NORMALIZATION), settings.samples_per_prompt,
-            settings.batch_size, seed, Path(parts), alpha=config.training.alpha if policy.takes_alpha else None,
+            chosen, points, rewards, settings.samples_per_prompt, settings.batch_size, seed, Path(parts),
+            alpha=config.training.alpha if policy.takes_alpha else None,
         )  # fmt: skip
         scale = read_json(files.NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
         monitors = Monitors.from_config(config)
         frame = evaluate(policy, sweep, method=model.name, monitors=monitors, normalization=scale)
-    if prompts is not None:
-        frame["monitor:rouge_l"] = np.nan  # there is nothing to compare with
     return frame
 
 

@@ -1,5 +1,6 @@
 """Prompts and responses as tokens: the template, its limits, and weightings written into the prompt (prompt-CLP)."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -7,8 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from clp_lightning.config import Generation
-from clp_lightning.errors import UsageError
+from clp_lightning.errors import UsageError, one_line
 from clp_lightning.rollout import Prompts
+from clp_lightning.transcripts import to_messages
+
+MARK = "<<the document stands here>>"
+MIN_LAST_TURN = 16  # tokens of the last turn that are kept before older turns
 
 
 class PromptTemplate:
@@ -24,6 +29,8 @@ class PromptTemplate:
     ) -> None:
         self.tokenizer, self.generation, self.objectives = tokenizer, generation, tuple(objectives)
         self.states_alpha = states_alpha
+        if generation.chat and not getattr(tokenizer, "chat_template", None):
+            raise UsageError("generation.chat: this model's tokenizer has no chat template; set it to false")
 
     def prompts(
         self, documents: Sequence[str], coefficients: Sequence[Sequence[float]] | None, device: torch.device | str
@@ -36,11 +43,9 @@ class PromptTemplate:
         for row, document in enumerate(documents):
             if not document.strip():
                 raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
-        head, tail, room = self._frame()
         texts = [self.written(row) for row in coefficients] if coefficients is not None else [""] * len(documents)
-        written = [self._encode([text])[0] if text else [] for text in texts]
-        encoded = self._encode([text.strip() for text in documents])
-        rows = [w + head + ids[:room] + tail for w, ids in zip(written, encoded, strict=True)]
+        parts = [self._parts(document, text) for document, text in zip(documents, texts, strict=True)]
+        rows = [head + ids[:room] + tail for head, ids, tail, room in parts]
         width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
         return Prompts(
             torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),
@@ -49,14 +54,16 @@ class PromptTemplate:
 
     def left_out(self, document: str) -> int:
         """Return how many tokens at a document's end do not fit into the prompt."""
-        return max(0, len(self._encode([document.strip()])[0]) - self._frame()[2])
+        _, ids, _, room = self._parts(document, "")
+        return max(0, len(ids) - room)
 
     def responses(
         self, responses: Sequence[str], max_tokens: int | None, device: torch.device | str
     ) -> tuple[Tensor, Tensor]:
         """Tokenize responses with the template's space before and the end-of-text token behind; ids and mask [B, T]."""
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        rows = [[*row, end][:max_tokens] for row in self._encode([f" {text.strip()}" for text in responses])]
+        space = "" if self.generation.chat else " "  # a chat template ends with a line of its own
+        rows = [[*row, end][:max_tokens] for row in self._encode([space + text.strip() for text in responses])]
         width = max(map(len, rows))
         return (
             torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device),
@@ -79,10 +86,60 @@ class PromptTemplate:
         )
         return len(written) + self.generation.max_prompt_tokens + self.generation.max_new_tokens
 
-    def _frame(self) -> tuple[list[int], list[int], int]:
-        """Return the template's tokens before and behind the document, and the number of tokens between."""
+    def _parts(self, document: str, written: str) -> tuple[list[int], list[int], list[int], int]:
+        """Return the tokens before the document, its own and those behind it, and how many of its own there is room for.
+
+        The written weighting costs no room. It stands in front, in a conversation at the start of the last turn.
+        """
+        added = self._encode([written])[0] if written else []
+        if self.generation.chat:
+            head, text, tail = self._chat(document)
+            before = head + added
+        else:
+            (begin, end), (head, tail) = self._special, self._template
+            before, text, tail = begin + added + head, document.strip(), tail + end
+        room = self.generation.max_prompt_tokens - (len(before) - len(added)) - len(tail)
+        return before, self._encode([text])[0], tail, max(0, room)
+
+    def _chat(self, document: str) -> tuple[list[int], str, list[int]]:
+        """Render a conversation; the oldest turns go where it is too long, and of the last one the end."""
+        messages = to_messages(document)
+        last = messages[-1]["content"]
+        head, tail = self.generation.template.split("{document}")
+        while True:
+            asked = [*messages[:-1], {"role": messages[-1]["role"], "content": f"{head}{MARK}{tail}"}]
+            try:
+                text = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # the template is a program of the model's authors
+                raise UsageError(
+                    f"generation.chat: the chat template refuses this prompt ({one_line(error)})"
+                ) from error
+            before, _, after = str(text).partition(MARK)
+            front, behind = self._encode([before])[0], self._encode([after])[0]
+            if len(messages) == 1 or len(front) + len(behind) + MIN_LAST_TURN <= self.generation.max_prompt_tokens:
+                return front, last, behind
+            del messages[: 2 if messages[0]["role"] == "user" and len(messages) > 2 else 1]
+
+    @functools.cached_property
+    def _template(self) -> tuple[list[int], list[int]]:
+        """The template's tokens before and behind the document."""
         head, tail = (self._encode([part])[0] if part else [] for part in self.generation.template.split("{document}"))
-        return head, tail, self.generation.max_prompt_tokens - len(head) - len(tail)
+        return head, tail
+
+    @functools.cached_property
+    def _special(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before every text (Gemma's and Llama's first token) and behind it (T5's last)."""
+        bare = self._encode(["a"])[0]
+        whole = self.tokenizer("a")["input_ids"]
+        start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        return list(whole[:start]), list(whole[start + len(bare) :])
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def set_end(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+    """Make `token` what ends a response; raises `UsageError` when the tokenizer has no such token."""
+    if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+        raise UsageError(f"generation.end_token: the tokenizer has no token {token!r}; use null, or one that it has")
+    tokenizer.eos_token = token

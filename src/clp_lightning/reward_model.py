@@ -13,17 +13,26 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from clp_lightning.base import package_folder
-from clp_lightning.config import Config
-from clp_lightning.data import read_split
+from clp_lightning.config_data import RewardModel
+from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic
 from clp_lightning.pairs import UNSEEN_KINDS
-from clp_lightning.rewards import MAX_TOKENS, Learned
+from clp_lightning.rewards_models import Learned
+from clp_lightning.sources import resolve
+from clp_lightning.splits import read_split
 from clp_lightning.trainer import StepModule, fit, write_curve
 
 WARMUP_SHARE = 0.1
+HEADS = ("classifier", "pre_classifier", "score")  # what transformers calls the layers that are fresh
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+)
 
 
 class RewardModule(StepModule):
@@ -38,16 +47,17 @@ class RewardModule(StepModule):
         steps: int,
         batch_size: int,
         learning_rate: float,
+        max_tokens: int,
         seed: int,
     ):
         super().__init__(steps)
         self.model, self.tokenizer, self.pairs = model, tokenizer, pairs
-        self.batch_size, self.learning_rate, self.seed = batch_size, learning_rate, seed
+        self.batch_size, self.learning_rate, self.max_tokens, self.seed = batch_size, learning_rate, max_tokens, seed
 
     def configure_optimizers(self) -> Any:
         """AdamW; the fresh head learns ten times as fast as the encoder; warm-up, then linear decay."""
-        head = [p for name, p in self.model.named_parameters() if name.startswith("classifier")]
-        rest = [p for name, p in self.model.named_parameters() if not name.startswith("classifier")]
+        head = [p for name, p in self.model.named_parameters() if name.startswith(HEADS)]
+        rest = [p for name, p in self.model.named_parameters() if not name.startswith(HEADS)]
         optimizer = torch.optim.AdamW(
             [{"params": rest, "lr": self.learning_rate}, {"params": head, "lr": 10 * self.learning_rate}],
             weight_decay=0.01,
@@ -62,7 +72,7 @@ class RewardModule(StepModule):
             [*rows["document"], *rows["document"]],
             [*rows["chosen"], *rows["rejected"]],
             truncation=True,
-            max_length=MAX_TOKENS,
+            max_length=self.max_tokens,
             padding=True,
             return_tensors="pt",
         ).to(self.device)
@@ -73,18 +83,14 @@ class RewardModule(StepModule):
         return loss
 
 
-def train_reward_model(config: Config, pairs: Path, out: Path, checkpoints: Path) -> dict[str, Any]:
+def train_reward_model(settings: RewardModel, seed: int, pairs: Path, out: Path, checkpoints: Path) -> dict[str, Any]:
     """Train on `pairs`/train, write the folder `out`, return held-out pairwise accuracy overall and per kind.
 
     Accuracies come with Clopper-Pearson 95 % intervals. Resumes from the last checkpoint in `checkpoints`.
     """
-    settings = config.reward_model
-    encoder = package_folder(settings.encoder_package) / settings.encoder_folder
-    torch.manual_seed(config.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(encoder), num_labels=1, local_files_only=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(encoder), local_files_only=True)
+    encoder = resolve(settings.encoder)
+    torch.manual_seed(seed)
+    model, tokenizer = _classifier(encoder)
     module = RewardModule(
         model.train(),
         tokenizer,
@@ -92,14 +98,35 @@ def train_reward_model(config: Config, pairs: Path, out: Path, checkpoints: Path
         steps=settings.steps,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        seed=config.seed,
+        max_tokens=settings.max_tokens,
+        seed=seed,
     )
     fit(module, checkpoints=checkpoints, every=max(1, settings.steps // 4))
     with atomic(out) as beside:
         model.save_pretrained(beside)
+        tokenizer.model_max_length = settings.max_tokens  # who loads the folder reads as much as it was trained on
         tokenizer.save_pretrained(beside)
         write_curve(module.curve, beside / "training_curve.csv")
     return pairwise_accuracy(Learned(out), read_split(pairs, "heldout"))
+
+
+def _classifier(encoder: str) -> tuple[Any, Any]:
+    """Load an encoder with one logit and no dropout: two readings of a pair should differ by the pair alone."""
+    try:
+        config = AutoConfig.from_pretrained(encoder, num_labels=1)
+        for name in DROPOUTS:
+            if hasattr(config, name):
+                setattr(config, name, 0.0)
+        model = AutoModelForSequenceClassification.from_pretrained(encoder, config=config, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(encoder)
+    except (OSError, ValueError) as error:
+        raise ClpError(
+            f"encoder {encoder}: {one_line(error)}; name a folder with safetensors and a tokenizer"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
 
 
 def pairwise_accuracy(reward: Learned, pairs: pd.DataFrame) -> dict[str, Any]:
@@ -112,10 +139,11 @@ def pairwise_accuracy(reward: Learned, pairs: pd.DataFrame) -> dict[str, Any]:
     kinds = pairs["kind"].to_numpy()
     trained = ~np.isin(kinds, UNSEEN_KINDS)
     shares = {kind: _share(right[kinds == kind]) for kind in sorted(set(kinds))}
+    unseen = {"unseen_kinds": {kind: share for kind, share in shares.items() if kind in UNSEEN_KINDS}}
     return {
         "heldout": _share(right[trained]),
         "per_kind": {kind: share for kind, share in shares.items() if kind not in UNSEEN_KINDS},
-        "unseen_kinds": {kind: share for kind, share in shares.items() if kind in UNSEEN_KINDS},
+        **(unseen if unseen["unseen_kinds"] else {}),
     }
 
 

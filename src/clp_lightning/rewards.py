@@ -11,11 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from clp_lightning.config import BrevityReward, Config, LearnedReward
+from clp_lightning.config import Config
+from clp_lightning.config_rewards import RewardSection
 from clp_lightning.errors import ClpError
-from clp_lightning.files import read_json
+from clp_lightning.files import fingerprint, read_json
+from clp_lightning.rewards_cache import Cache
+from clp_lightning.rewards_calls import Function, Http
+from clp_lightning.rewards_judge import Judge
+from clp_lightning.rewards_models import MAX_TOKENS, Encoder, Learned, Similarity
+from clp_lightning.rewards_text import Brevity, Length, Pattern, Readability, Rouge
 
-MAX_TOKENS = 64  # of document and response together: the median document has 30, a response rarely 20
+__all__ = ["MAX_TOKENS", "Brevity", "Learned", "Monitors", "RewardSet", "distinct_2", "measure_normalization"]
 
 
 class Reward(Protocol):
@@ -26,73 +32,60 @@ class Reward(Protocol):
         ...
 
 
-class Brevity:
-    """Minus the number of words, never above `-min_words`: an answer shorter than that gains nothing."""
+class ReferenceReward(Protocol):
+    """A reward whose `needs_references` is true is given the reference summaries too."""
 
-    def __init__(self, min_words: int) -> None:
-        self.min_words = min_words
+    needs_references: bool
 
-    def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Count words separated by white space."""
-        return -np.maximum([len(response.split()) for response in responses], self.min_words).astype(np.float64)
-
-
-class Learned:
-    """A transformers sequence-classification folder with one logit, read as a cross-encoder; loaded at first use."""
-
-    def __init__(self, folder: Path | str, batch_size: int = 64) -> None:
-        self.folder, self.batch_size = Path(folder), batch_size
-        self._loaded: Any = None
-
-    def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Return the logit of each (document, response); raises `ClpError` when the folder is missing."""
-        import torch
-
-        model, tokenizer = self._load()
-        values = np.empty(len(documents), dtype=np.float64)
-        order = np.argsort(
-            [len(document) + len(response) for document, response in zip(documents, responses, strict=True)]
-        )
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            tokens = tokenizer(
-                [documents[row] for row in rows],
-                [responses[row] for row in rows],
-                truncation=True,
-                max_length=MAX_TOKENS,
-                padding=True,
-                return_tensors="pt",
-            ).to(model.device)
-            with torch.inference_mode():
-                values[rows] = model(**tokens).logits[:, 0].double().cpu().numpy()
-        return values
-
-    def _load(self) -> Any:
-        if self._loaded is None:
-            import torch
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-            if not (self.folder / "config.json").is_file():
-                raise ClpError(f"no reward model at {self.folder}; run the stage reward_model (`dvc repro`)")
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            model = AutoModelForSequenceClassification.from_pretrained(str(self.folder), local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
-            self._loaded = (model.to(device).eval(), tokenizer)
-        return self._loaded
+    def __call__(self, documents: Sequence[str], responses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+        """Return raw values, before normalization."""
+        ...
 
 
-# kind in params.yaml -> reward; a plug-in adds its kind here and its section to config.py
-REGISTRY: dict[str, Callable[[Any, Path], Reward]] = {
-    "learned": lambda section, root: Learned(root / section.model),
+# keys of a section that change how scores are computed, but not the scores
+UNSCORED = ("cache", "batch_size", "timeout", "retries", "token_env", "max_unreadable")
+
+# kind in params.yaml -> reward; a plug-in adds its kind here and its section to config_rewards.py
+REGISTRY: dict[str, Callable[[Any, Path], Reward | ReferenceReward]] = {
+    "learned": lambda section, root: Learned(
+        section.model,
+        section.batch_size,
+        index=section.index,
+        template=section.template,
+        max_tokens=section.max_tokens,
+        allow_pickle=section.allow_pickle,
+        root=root,
+    ),
     "brevity": lambda section, root: Brevity(section.min_words),
+    "length": lambda section, root: Length(section),
+    "regex": lambda section, root: Pattern(section),
+    "readability": lambda section, root: Readability(),
+    "rouge": lambda section, root: Rouge(section.metric),
+    "similarity": lambda section, root: Similarity(
+        Encoder(section.encoder, batch_size=section.batch_size, max_tokens=section.max_tokens, root=root),
+        to_reference=section.to == "reference",
+    ),
+    "python": Function,
+    "http": lambda section, root: Http(section),
+    "judge": lambda section, root: Judge(section),
 }
 
 
 class RewardSet:
-    """The K rewards of a run, in order, with their frozen normalization."""
+    """The K rewards of a run, in order, with their frozen normalization.
 
-    def __init__(self, rewards: Mapping[str, Reward], normalization: Mapping[str, Any] | None = None) -> None:
+    `references` gives documents their reference summaries, for the rewards that read one; `caches` the scores that are kept.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward | ReferenceReward],
+        normalization: Mapping[str, Any] | None = None,
+        references: Mapping[str, str] | None = None,
+        caches: Mapping[str, Cache] | None = None,
+    ) -> None:
         self.rewards, self.normalization = dict(rewards), normalization
+        self.references, self.caches = references or {}, caches or {}
         missing = set(self.rewards) - set(normalization["objectives"]) if normalization else set()
         if missing:
             raise ClpError(
@@ -100,30 +93,65 @@ class RewardSet:
             )
 
     @classmethod
-    def from_config(cls, config: Config, root: Path, normalization: Path | None) -> "RewardSet":
+    def from_config(
+        cls, config: Config, root: Path, normalization: Path | None, references: Mapping[str, str] | None = None
+    ) -> "RewardSet":
         """Build the rewards of `params.yaml`; `normalization` is the file that the stage of that name wrote."""
-        built = {name: _build(section, root) for name, section in config.rewards.items()}
+        built, caches = {}, {}
+        for name, section in config.rewards.items():
+            built[name] = _named(name, REGISTRY[section.kind], section, root)
+            if section.cache != "none":
+                source = getattr(built[name], "source", None)  # another file for other code
+                caches[name] = Cache(disk_file(name, section, root, source) if section.cache == "disk" else None)
         measured = (
             read_json(normalization, remedy="run the stage normalization (`dvc repro`)") if normalization else None
         )
-        return cls(built, measured)
+        return cls(built, measured, references, caches)
 
     @property
     def objectives(self) -> tuple[str, ...]:
         """Names of the rewards, in order."""
         return tuple(self.rewards)
 
-    def raw(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Return raw rewards, float64 [B, K]; a reward that raises, or returns NaN or a wrong shape, is a `ClpError`."""
-        return np.stack([_checked(name, reward, documents, responses) for name, reward in self.rewards.items()], axis=1)
+    def raw(
+        self, documents: Sequence[str], responses: Sequence[str], references: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Return raw rewards, float64 [B, K]; a reward that raises, or returns NaN or a wrong shape, is a `ClpError`.
 
-    def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        `references` are the responses' reference summaries where the set's own (by document) do not serve.
+        """
+        if references is None:
+            references = [self.references.get(document, "") for document in documents]
+        columns = [self._column(name, documents, responses, references) for name in self.rewards]
+        return np.stack(columns, axis=1)
+
+    def __call__(
+        self, documents: Sequence[str], responses: Sequence[str], references: Sequence[str] | None = None
+    ) -> np.ndarray:
         """Return normalized rewards, float64 [B, K]: `(raw - mean) / std` of the reference policy's samples."""
         if self.normalization is None:
             raise ClpError("rewards have no normalization yet; run the stage normalization (`dvc repro`)")
         scales = [self.normalization["objectives"][name] for name in self.objectives]
         mean, std = (np.array([scale[key] for scale in scales]) for key in ("mean", "std"))
-        return (self.raw(documents, responses) - mean) / std
+        return (self.raw(documents, responses, references) - mean) / std
+
+    def _column(
+        self, name: str, documents: Sequence[str], responses: Sequence[str], references: Sequence[str]
+    ) -> np.ndarray:
+        reward, texts = self.rewards[name], [documents, responses]
+        if getattr(reward, "needs_references", False):
+            for document, reference in zip(documents, references, strict=True):
+                if not reference.strip():
+                    raise ClpError(
+                        f"reward {name} reads the reference summary, and {document[:60]!r} has none;"
+                        " take prompts of the corpus, or another reward"
+                    )
+            texts.append(references)
+        cache = self.caches.get(name)
+        if cache is None:
+            return _checked(name, reward, texts)
+        rows = list(zip(*texts, strict=True))
+        return cache.scores(rows, lambda new: _checked(name, reward, [[text[row] for row in new] for text in texts]))
 
 
 def measure_normalization(raw: np.ndarray, objectives: Sequence[str]) -> dict[str, Any]:
@@ -148,53 +176,24 @@ def measure_normalization(raw: np.ndarray, objectives: Sequence[str]) -> dict[st
 class Monitors:
     """Metrics that show reward hacking: ROUGE-L to the reference summary, coverage of the document, distinct bigrams."""
 
-    def __init__(self, encoder: Path) -> None:
-        self.encoder = encoder
-        self._loaded: Any = None
+    def __init__(self, encoder: str) -> None:
+        self._embed, self._rouge = Encoder(encoder), Rouge("rougeL")
 
     @classmethod
     def from_config(cls, config: Config) -> "Monitors":
-        """Use the encoder package of `reward_model`."""
-        from clp_lightning.base import package_folder
-
-        return cls(package_folder(config.reward_model.encoder_package) / config.reward_model.encoder_folder)
+        """Use the encoder that params.yaml names."""
+        return cls(config.encoder)
 
     def __call__(
         self, documents: Sequence[str], references: Sequence[str], responses: Sequence[str]
     ) -> dict[str, np.ndarray]:
         """Return `rouge_l` (F-measure, 0..1), `coverage` (cosine, -1..1) and `distinct_2` (0..1), float64 [B] each."""
-        from rouge_score.rouge_scorer import RougeScorer
-
-        scorer = RougeScorer(["rougeL"], use_stemmer=True)
-        rouge = [scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(references, responses, strict=True)]
         coverage = (self._embed(documents) * self._embed(responses)).sum(-1)
         return {
-            "rouge_l": np.array(rouge, dtype=np.float64),
+            "rouge_l": self._rouge(documents, responses, references),
             "coverage": coverage,
             "distinct_2": np.array([distinct_2(response) for response in responses], dtype=np.float64),
         }
-
-    def _embed(self, texts: Sequence[str]) -> np.ndarray:
-        import torch
-        from torch.nn import functional
-        from transformers import AutoModel, AutoTokenizer
-
-        if self._loaded is None:
-            model = AutoModel.from_pretrained(str(self.encoder), local_files_only=True).eval()
-            self._loaded = (model, AutoTokenizer.from_pretrained(str(self.encoder), local_files_only=True))
-        model, tokenizer = self._loaded
-        unique = list(dict.fromkeys(texts))  # a sweep repeats its documents at every weighting
-        parts = []
-        for start in range(0, len(unique), 64):
-            tokens = tokenizer(
-                unique[start : start + 64], truncation=True, max_length=MAX_TOKENS, padding=True, return_tensors="pt"
-            )
-            with torch.inference_mode():
-                states = model(**tokens).last_hidden_state
-            mask = tokens["attention_mask"][..., None]
-            parts.append(functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).double().numpy())
-        index = {text: row for row, text in enumerate(unique)}
-        return np.concatenate(parts)[[index[text] for text in texts]]
 
 
 def distinct_2(text: str) -> float:
@@ -204,19 +203,32 @@ def distinct_2(text: str) -> float:
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 
-def _build(section: LearnedReward | BrevityReward, root: Path) -> Reward:
-    return REGISTRY[section.kind](section, root)
+def disk_file(name: str, section: RewardSection, root: Path, source: str | None = None) -> Path:
+    """Return the file of a reward's scores; another one when a key changes that may change them, or the file `source`."""
+    values = {key: value for key, value in vars(section).items() if key not in UNSCORED}
+    parts = [values] if source is None else [values, Path(source)]
+    return root / "build" / "reward-cache" / name / f"{fingerprint(*parts)}.jsonl"
 
 
-def _checked(name: str, reward: Reward, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a reward's function; what it raises, which may be anything, becomes one line that names the reward."""
     try:
-        values = np.asarray(reward(documents, responses), dtype=np.float64)
-    except ClpError:
-        raise
-    except Exception as error:  # a plug-in may raise anything
+        return function(*arguments)
+    except ClpError as error:
+        raise type(error)(f"reward {name}: {error}") from error
+    except Exception as error:
         raise ClpError(
-            f"reward {name} failed: {type(error).__name__}: {error}; mend the reward or remove it from params.yaml"
+            f"reward {name} failed: {type(error).__name__}: {' '.join(str(error).split())};"
+            " mend the reward or remove it from params.yaml"
         ) from error
+
+
+def _checked(name: str, reward: Reward | ReferenceReward, texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return a reward's values, of which there is a finite one for each response."""
+    responses = texts[1]
+    if not responses:
+        return np.empty(0)
+    values = _named(name, lambda: np.asarray(reward(*texts), dtype=np.float64))
     if values.shape != (len(responses),):
         raise ClpError(
             f"reward {name} returned shape {values.shape} for {len(responses)} responses; return one number for each"

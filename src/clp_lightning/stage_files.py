@@ -15,13 +15,13 @@ import pandas as pd
 from clp_lightning.files import atomic, fingerprint, read_json, write_json
 
 CORPUS, PAIRS, NORMALIZATION = Path("data/corpus"), Path("data/pairs"), Path("data/normalization.json")
-BASE, REFERENCE, REWARD_MODEL = Path("models/base"), Path("models/reference"), Path("models/informativeness")
+MODELS, BASE, REFERENCE = Path("models"), Path("models/base"), Path("models/reference")
 RESULTS, STORE, REPORTS = Path("results"), Path("frontier.duckdb"), Path("reports")
 
 
 def checkpoints(stage: str, *parts: Any) -> Path:
     """Return the folder of a stage's checkpoints for exactly these parameters and inputs."""
-    plain = [part.model_dump() if hasattr(part, "model_dump") else part for part in parts]
+    plain = [part.model_dump() if hasattr(part, "model_dump") else part for part in parts if part is not None]
     folder = Path("checkpoints") / f"{stage}-{fingerprint(*plain)}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -8,11 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from clp_lightning.config import Config, load_config
+from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.files import atomic
+from clp_lightning.pipeline import write_pipeline, write_text
 
 
 def prepare(recipe: str, folder: Path | str, *, root: Path | str = ".") -> Path:
@@ -32,32 +31,12 @@ def prepare(recipe: str, folder: Path | str, *, root: Path | str = ".") -> Path:
     config = load_config(source)
     settings = (root / ".dvc" / "config").read_text(encoding="utf-8")
     # no_scm: a workspace lies in a folder that git ignores, or outside of any repository
-    _write(folder / ".dvc" / "config", settings.replace("[core]\n", "[core]\n    no_scm = true\n", 1))
-    _write(folder / "params.yaml", source.read_text(encoding="utf-8"))
-    _write_pipeline(root / "dvc.yaml", folder / "dvc.yaml", config)
+    write_text(folder / ".dvc" / "config", settings.replace("[core]\n", "[core]\n    no_scm = true\n", 1))
+    write_text(folder / "params.yaml", source.read_text(encoding="utf-8"))
+    write_pipeline(root / "dvc.yaml", folder / "dvc.yaml", config)
     with atomic(folder / "src") as beside:  # DVC hashes the code; what runs is the installed package
         shutil.copytree(root / "src", beside, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     return folder
-
-
-def _write_pipeline(source: Path, target: Path, config: Config) -> None:
-    """Copy dvc.yaml; where the recipe has other methods, the last stage reads theirs (DVC cannot template a list)."""
-    pipeline = YAML(typ="safe", pure=True).load(source)
-    publish = pipeline["stages"].get("publish", {})
-    results = [f"results/{method}" for method in config.compared]
-    others = [dep for dep in publish.get("deps", []) if not dep.startswith("results/")]
-    if not publish or publish["deps"] == [*others, *results]:
-        _write(target, source.read_text(encoding="utf-8"))
-        return
-    publish["deps"] = [*others, *results]
-    with atomic(target) as beside, beside.open("w", encoding="utf-8") as stream:
-        YAML(typ="safe", pure=True).dump(pipeline, stream)
-
-
-def _write(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        with atomic(path) as beside:
-            beside.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,186 @@
+"""Rows of a user's own data: CSV, JSON Lines, Parquet, folders of Hugging Face datasets and hub names, one row at a time.
+
+What cannot be read becomes a `Problem` with its place, never a row that is silently different.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clp_lightning.errors import UsageError
+
+FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+MEGABYTE = 1 << 20
+
+
+class Row(NamedTuple):
+    """One row; `place` says where it stands, `split` which split a dataset has it in."""
+
+    place: str
+    values: dict[str, Any]
+    split: str | None
+
+
+class Problem(NamedTuple):
+    """A row that cannot be used, and why."""
+
+    place: str
+    reason: str
+
+
+def read_rows(source: str, subset: str | None, root: Path = Path(".")) -> Iterator[Row | Problem]:
+    """Yield rows and problems in order; raises `UsageError` when the source as a whole cannot be read."""
+    path = root / source
+    if path.is_file():
+        yield from _file(path, source)
+    elif path.is_dir() or not (source.startswith((".", "/", "~")) or source.endswith(FILES) or source.count("/") > 1):
+        yield from _dataset(path if path.is_dir() else source, subset, source, root)
+    else:
+        raise UsageError(f"{source}: no such file or folder; correct the path")
+
+
+def _file(path: Path, source: str) -> Iterator[Row | Problem]:
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            yield from _delimited(path, source, "\t" if path.suffix.lower() == ".tsv" else None)
+        case ".jsonl" | ".ndjson":
+            yield from _json_lines(path, source)
+        case ".json":
+            yield from _json_array(path, source)
+        case ".parquet":
+            yield from _parquet(path, source)
+        case suffix:
+            raise UsageError(
+                f"{source}: files of the kind {suffix or 'without a suffix'} are not read; use {', '.join(FILES)}"
+            )
+
+
+def _lines(path: Path, source: str) -> Iterator[tuple[int, str | Problem]]:
+    """Yield a text file's lines by number; a line that is no UTF-8 is a problem."""
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                shown = raw[error.start : error.start + 1].hex()
+                yield number, Problem(f"{source}:{number}", f"not UTF-8 (byte 0x{shown}); save the file as UTF-8")
+
+
+def _delimited(path: Path, source: str, delimiter: str | None) -> Iterator[Row | Problem]:
+    broken, pulled = (
+        list[Problem](),
+        list[int](),
+    )  # since the last record: lines that are no text, and the others' numbers
+
+    def text() -> Iterator[str]:
+        for number, line in _lines(path, source):
+            if isinstance(line, Problem):
+                broken.append(line)
+            else:
+                pulled.append(number)
+                yield line
+
+    csv.field_size_limit(64 * MEGABYTE)
+    with path.open("rb") as stream:
+        start = stream.read(MEGABYTE // 16).decode("utf-8-sig", "replace")
+    reader = csv.reader(text(), delimiter=delimiter or _delimiter(start), strict=True)
+    header = next(reader, None)
+    if not header or broken:
+        raise UsageError(f"{source}:1: {broken[0].reason if broken else 'no line with the names of the columns'}")
+    if len(set(header)) < len(header):
+        raise UsageError(f"{source}:1: a column's name occurs twice among {', '.join(header)}; rename one")
+    while True:
+        pulled.clear()
+        try:
+            values, reason = next(reader, None), None
+        except csv.Error as error:
+            values, reason = (
+                [],
+                f"not well-formed up to line {pulled[-1]} ({error}); double the quotes inside of quotes",
+            )
+        yield from broken
+        broken.clear()
+        if values is None:
+            return
+        place = f"{source}:{pulled[0]}"
+        if reason is None and values and len(values) != len(header):
+            reason = f"{len(values)} fields, but the first line names {len(header)} columns"
+        if reason is not None:
+            yield Problem(place, reason)
+        elif values:  # else an empty line
+            yield Row(place, dict(zip(header, values, strict=True)), None)
+
+
+def _delimiter(start: str) -> str:
+    """Return the delimiter of the header line: a semicolon where spreadsheets of some countries write one."""
+    header = start.split("\n", 1)[0]
+    return max(",;\t", key=header.count)
+
+
+def _json_lines(path: Path, source: str) -> Iterator[Row | Problem]:
+    for number, line in _lines(path, source):
+        place = f"{source}:{number}"
+        if isinstance(line, Problem):
+            yield line
+        elif line.strip():
+            yield _object(line, place)
+
+
+def _object(line: str, place: str) -> Row | Problem:
+    try:
+        values = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "too deep"
+        return Problem(place, f"not JSON ({reason})")
+    if not isinstance(values, dict):
+        return Problem(place, "expected an object with the columns as keys")
+    return Row(place, values, None)
+
+
+def _json_array(path: Path, source: str) -> Iterator[Row | Problem]:
+    try:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{source}: not JSON ({error}); mend it, or write JSON Lines (.jsonl)") from error
+    if not isinstance(items, list):
+        raise UsageError(f"{source}: expected a list of objects; write one object per line (.jsonl)")
+    for number, item in enumerate(items, 1):
+        place = f"{source}, item {number}"
+        yield Row(place, item, None) if isinstance(item, dict) else Problem(place, "expected an object")
+
+
+def _parquet(path: Path, source: str) -> Iterator[Row | Problem]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(1024):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{source}, row {number}", values, None)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{source}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
+        ) from error
+
+
+def _dataset(place: Path | str, subset: str | None, source: str, root: Path) -> Iterator[Row | Problem]:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+
+    try:
+        if isinstance(place, Path) and any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(str(place))
+        else:  # a folder of files, or a name on the hub
+            loaded = datasets.load_dataset(str(place), subset, cache_dir=str(root / "build" / "datasets"))
+    except Exception as error:  # the library raises its own, those of the hub, of Arrow, and of the network
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{source}: neither a readable dataset folder nor one on the hub ({reason})") from error
+    splits = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
+    for split, rows in splits:
+        for number, values in enumerate(rows, 1):
+            yield Row(f"{source}{f'/{split}' if split else ''}, row {number}", dict(values), split)

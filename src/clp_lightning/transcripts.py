@@ -1,0 +1,79 @@
+"""Conversations as text, as Anthropic's hh-rlhf has them: `Human:` and `Assistant:` in turns, an empty line between.
+
+A document that is a conversation has this form, so that rewards, tables and pictures read what people read; a chat
+template gets its messages back from it (`to_messages`).
+"""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
+NAMES = {role: name for name, role in ROLES.items()} | {"developer": "System"}
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System): ?")
+
+
+def to_messages(document: str) -> list[dict[str, str]]:
+    """Return the messages (role, content) of a transcript; a text without turns is one message of the user."""
+    parts = _TURN.split(document.strip())
+    if len(parts) == 1 or parts[0].strip():
+        return [{"role": "user", "content": document.strip()}]
+    return [{"role": ROLES[name], "content": text.strip()} for name, text in zip(parts[1::2], parts[2::2], strict=True)]
+
+
+def from_messages(messages: Any) -> tuple[str, str | None]:
+    """Return the transcript of chat messages without a last answer of the assistant, and that answer.
+
+    Raises `ValueError`, with the reason, for what is no conversation or could not be told apart in a transcript.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ValueError("expected a list of messages")
+    turns: list[tuple[str, str]] = []
+    for number, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        text = message.get("content") if isinstance(message, Mapping) else None
+        if role not in NAMES or not isinstance(text, str) or not text.strip():
+            raise ValueError(f"message {number} needs a role among {', '.join(NAMES)} and a content that is text")
+        if _TURN.search(text.strip()):
+            raise ValueError(f"message {number} has a line that begins like a turn (Human:, Assistant: or System:)")
+        turns.append((NAMES[role], text.strip()))
+    answer = turns.pop()[1] if turns[-1][0] == "Assistant" else None
+    if not any(name == "Human" for name, _ in turns):
+        raise ValueError("there is no message of the user before the answer")
+    return "\n\n".join(f"{name}: {text}" for name, text in turns), answer
+
+
+def split_answer(transcript: str) -> tuple[str, str]:
+    """Return what comes before a transcript's last answer, and that answer; raises `ValueError` when there is none."""
+    found = list(_TURN.finditer(transcript.strip()))
+    if not found or found[-1][1] != "Assistant" or not any(turn[1] == "Human" for turn in found[:-1]):
+        raise ValueError("expected Human and Assistant in turns, the assistant last")
+    text = transcript.strip()
+    return text[: found[-1].start()].strip(), text[found[-1].end() :].strip()
+
+
+def implicit_prompt(chosen: Any, rejected: Any) -> tuple[str, str, str]:
+    """Return prompt, chosen and rejected answer of a pair that states its prompt in both answers (TRL's implicit prompt).
+
+    Both are transcripts, lists of messages, or texts that begin alike; raises `ValueError` when they have no prompt in common.
+    """
+    if isinstance(chosen, str) and isinstance(rejected, str) and not _TURN.search(chosen.strip()):
+        return _common_words(chosen, rejected)
+    read = split_answer if isinstance(chosen, str) else from_messages
+    (prompt, better), (other, worse) = read(chosen), read(rejected)
+    if prompt != other:
+        raise ValueError("the two answers do not answer the same prompt")
+    if better is None or worse is None:
+        raise ValueError("the last message must be the assistant's")
+    return prompt, better, worse
+
+
+def _common_words(chosen: str, rejected: str) -> tuple[str, str, str]:
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    shared = "".join(one for one, _ in same)
+    end = len(shared) if shared[-1:].isspace() else shared.rfind(" ") + 1  # a word that differs belongs to the answers
+    prompt = shared[:end]
+    if not prompt.strip():
+        raise ValueError("the two answers begin with no prompt in common; name the prompt's column")
+    return prompt.strip(), chosen[end:].strip(), rejected[end:].strip()
