@@ -47,7 +47,7 @@ def of_field(field: FieldInfo) -> str:
     words = in_words(field.annotation, field.metadata)
     if field.is_required():
         return words
-    return f"{words}; may be left out: {literal(field.get_default(call_default_factory=True))}"
+    return f"{words}; if left out {literal(field.get_default(call_default_factory=True))}"
 
 
 def in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
