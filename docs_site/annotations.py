@@ -124,7 +124,7 @@ def _limits(metadata: Iterable[Any], counted: str) -> str:
             names = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
             words = [" and ".join(f"{name} {limits[limit]}" for limit, name in names.items() if limit in limits)]
     if "min_length" in limits:
-        words.append(f"{limits['min_length']} or more {counted}")
+        words.append(f"{limits['min_length']} or more {counted}" if limits["min_length"] > 1 else "not empty")
     if "max_length" in limits:
         words.append(f"{limits['max_length']} or fewer {counted}")
     if "multiple_of" in limits:

@@ -224,7 +224,7 @@ def test_parameters_are_read_from_any_model():
             rows[found[1]] = [found[2], *found[3].split(" | ")]
     assert rows == {
         "count": ["count", "`3`", "whole number, at least 1; or `all`<br>how often: each time. Default run: as ever"],
-        "names": ["names", '`["a"]`', "list of text, 1 or more entries"],
+        "names": ["names", '`["a"]`', "list of text, not empty"],
         "said": ["said", "–", "`true` or `false`; if left out `true`<br>whether it is said"],
         "shapes.NAME.kind": [
             "shapes.<wbr>NAME.<wbr>kind",
