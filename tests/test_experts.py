@@ -8,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OPTForCausalLM, PhiForCausalLM
 
+from clp_lightning.config_data import Layers
 from clp_lightning.errors import UsageError
-from clp_lightning.experts import CONDITIONED_SETS, Experts
+from clp_lightning.experts import Experts
 from clp_lightning.loading import load_base
 from clp_lightning.policy import SteerablePolicy
 
@@ -115,8 +117,11 @@ def test_gradient_agrees_with_finite_differences(llama, rank, shared):
         assert parameter.grad[index].item() == pytest.approx((above - below) / (2 * step), abs=1e-3, rel=1e-3)
 
 
+SETS = ("full", "attention", "logits", "none", "blocks")
+
+
 def test_conditioned_sets_cover_the_layers_they_name(base):
-    counts = {name: len(make_policy(base, name, shared=name == "none").experts.layers) for name in CONDITIONED_SETS}
+    counts = {name: len(make_policy(base, name, shared=name == "none").experts.layers) for name in SETS}
     t5_layers = 4 * 2 + 8 * 2  # attention: 4 in each of 2 encoder layers, 8 in each of 2 decoder layers
     decoder_only = {
         "full": 15,
@@ -172,3 +177,38 @@ def test_bad_experts_are_one_line(llama):
     for alphas in (1.5, [0.1, 0.2], float("nan")):
         with pytest.raises(UsageError, match="alpha: "):
             make_policy(llama, takes_alpha=True).coefficients({"a": 1.0}, 1, alphas)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention", "full"),
+    [  # a block of each: query_key_value and dense, h_to_4h and back; q, k, v, out, fc1, fc2; and the output layer
+        (GPTNeoXForCausalLM, {"query_key_value", "dense"}, 5),
+        (OPTForCausalLM, {"q_proj", "k_proj", "v_proj", "out_proj"}, 7),
+        (PhiForCausalLM, {"q_proj", "k_proj", "v_proj", "dense"}, 7),
+    ],
+)
+def test_layers_of_other_families_are_found_by_their_place(kind, attention, full):
+    small = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"ffn_dim": 16, "word_embed_proj_dim": 16} if kind is OPTForCausalLM else {"intermediate_size": 16}
+    model = kind(kind.config_class(**small, **more))
+    found = Experts(model, conditioning="attention", experts=1, rank=1).layers
+    assert {name.rsplit(".", 1)[1] for name in found} == attention
+    assert len(Experts(kind(kind.config_class(**small, **more)), conditioning="full", experts=1, rank=1).layers) == full
+
+
+def test_named_layers_replace_the_found_ones(llama):
+    model, _ = load_base(llama)
+    named = Layers(attention=r".*\.q_proj", mlp=r".*\.up_proj", logits="lm_head")
+    experts = Experts(model, conditioning="full", experts=1, rank=1, layers=named)
+    assert {name.rsplit(".", 1)[-1] for name in experts.layers} == {"q_proj", "up_proj", "lm_head"}
+    with pytest.raises(UsageError, match="layers: not a regular expression"):
+        Experts(model, conditioning="full", experts=1, rank=1, layers=Layers(attention="(", mlp="", logits=""))
+
+
+def test_a_model_without_such_layers_says_what_it_has():
+    model = GPTNeoXForCausalLM(
+        GPTNeoXConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    nothing = Layers(attention="none", mlp="none", logits="none")
+    with pytest.raises(UsageError, match=r"name its layers .*; it has gpt_neox.layers.N.attention.query_key_value"):
+        Experts(model, conditioning="full", experts=1, rank=1, layers=nothing)
