@@ -31,7 +31,7 @@ export DO_NOT_TRACK := 1
 export CLP_PROJECT := $(CURDIR)
 export PATH := $(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test slow browser lint bench scale dashboard server worker deploy retrain s3 remote push pull lock clean
+.PHONY: help setup repro test slow browser lint docs bench scale dashboard server worker deploy retrain s3 remote push pull lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
@@ -95,6 +95,10 @@ lint: $(STAMP) ## check style, formatting and types
 	@ruff check .
 	ruff format --check .
 	mypy
+
+docs: $(STAMP) ## build the documentation site in build/site; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict
+	echo "docs: build/site/index.html"
 
 # An environment of its own: the package that is compared with (TRL) is no dependency of the project.
 $(BENCH)/.set-up: $(LOCKS) bench/requirements.lock $(STAMP)
