@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Collection, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -126,7 +127,13 @@ def _rows(limits: ApiDescriptions, services: Collection[str] | None) -> list[dic
     texts: set[str] = set()
     summaries: set[str] = set()
     models = [(name, file) for name, file in _service_models() if services is None or name in services]
-    for service, file in track(models, "Reading API descriptions", console=Console(stderr=True), transient=True):
+    for service, file in track(
+        models,
+        "Reading API descriptions",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ):
         for identifier, html in _descriptions(_read_model(file)):
             # cheap tests before the expensive parse: the same text recurs often, most texts are one sentence
             if html in texts or html.count(" ") < MIN_SUMMARY_WORDS + MIN_BODY_WORDS - 1:

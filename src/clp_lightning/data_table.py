@@ -6,6 +6,7 @@ left out and counted in the card. The same prompt never lies in two splits.
 
 import hashlib
 import string
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -97,7 +98,9 @@ def _parsed(found: Iterable[Row | Problem], parse: Callable[[Row], Any], problem
     from rich.progress import track
 
     any_row = False
-    for item in track(found, "Reading rows", console=Console(stderr=True), transient=True):
+    for item in track(
+        found, "Reading rows", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ):
         any_row = True
         if isinstance(item, Row):
             try:
