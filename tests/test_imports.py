@@ -20,7 +20,7 @@ DATA = {"data", "champion", "promotion"} | STORE | ORACLE
 PARTS = {"base", "baselines", "checkpoints", "experts", "export", "loading", "pairs", "progress", "prompts", "rewards"}
 PARTS |= {"rollout", "trainer", "mixing"}
 POLICY = {"policy", "merging", "methods"}
-WORK = {"serving", "training", "evaluation", "reward_model", "oracle_methods"}
+WORK = {"serving", "serving_batch", "training", "evaluation", "reward_model", "oracle_methods"}
 SURFACE = {
     "stages",
     "method_stages",
@@ -37,6 +37,8 @@ SURFACE |= {
     "doctor",
     "cli_doctor",
     "server",
+    "server_answers",
+    "server_bodies",
     "cli_serve",
     "oracle_run",
     "oracle_report",
