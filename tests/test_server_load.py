@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from serving_models import TEXTS, write_policy
 
 from bench.serve_load import Load, measure, report, unequal
 from bench.serve_process import Served
@@ -12,24 +12,23 @@ from clp_lightning.policy import SteerablePolicy
 
 
 def run(folder: Path, *, clients: int, requests: int, turns: int, singles: int) -> dict:
-    texts = pd.read_parquet(folder / "data" / "corpus" / "test.parquet").document.drop_duplicates().tolist()[:16]
-    model = folder / "models" / "clp-full"
+    model = write_policy(folder)
     policy = SteerablePolicy.from_pretrained(model, dtype=answering_dtype())
-    load = Load(texts, policy.objectives, clients)
+    load = Load(TEXTS, policy.objectives, clients)
     with Served(model) as served:
         figures, outcomes = measure(served, load, requests, turns, singles)
     return report(figures, outcomes, unequal(policy, load, outcomes))
 
 
 @pytest.mark.slow
-def test_a_thousand_requests_of_64_clients(steered):
-    found = run(steered, clients=64, requests=1000, turns=1, singles=64)
+def test_a_thousand_requests_of_64_clients(tmp_path):
+    found = run(tmp_path, clients=64, requests=1000, turns=1, singles=64)
     assert (found["errors"], found["unequal"]) == (0, 0), (found["first_errors"], found["first_unequal"])
     assert found["requests"] == 2064 and found["compared"] > 1000
 
 
-def test_a_load_is_measured_and_compared(steered):
-    found = run(steered, clients=4, requests=16, turns=2, singles=2)
+def test_a_load_is_measured_and_compared(tmp_path):
+    found = run(tmp_path, clients=4, requests=16, turns=2, singles=2)
     assert (found["errors"], found["unequal"]) == (0, 0), (found["first_errors"], found["first_unequal"])
     assert found["requests"] == 4 + 2 * (8 + 8 + 2)
     assert set(found["ratios"]) == {"fixed", "single"}
