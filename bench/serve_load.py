@@ -2,8 +2,9 @@
 
 64 clients at once with a weighting each, the same load at one weighting, and one request at a time with the 64 weightings
 take turns on one `clp serve`. Afterwards every answer is compared with that of `SteerablePolicy.generate` for its text and
-weighting alone. Prints medians over the turns and their ratios; "others" is what other programs used of the machine's
-processors meanwhile: times of a busy machine count for little. Exit code 1 after errors or unequal answers.
+weighting alone. Prints medians over the turns and their ratios. "cpu s" is the server's processor time for a request, "others"
+what other programs used of the cores meanwhile: the times of a busy machine count for little. Exit code 1 after errors or
+unequal answers.
 """
 
 import os
@@ -108,15 +109,21 @@ def measure(served: Served, load: Load, requests: int, turns: int, singles: int)
     """Run the sides in turns after a short one that is not counted; returns each side's figures and every outcome."""
     counts = {"mixed": requests // turns, "fixed": requests // turns, "single": singles}
     figures: dict[str, dict[str, list[float]]] = {
-        side: {"requests_per_s": [], "tokens_per_s": [], "others": [], "latency_s": []} for side in counts
+        side: {"requests_per_s": [], "tokens_per_s": [], "cpu_s": [], "others": [], "latency_s": []} for side in counts
     }
     every = load.run(served, load.jobs("mixed", load.clients, 0)) if turns > 1 else []
     for turn in range(turns):
         for side, count in counts.items():
-            started, busy, own = time.perf_counter(), busy_seconds(), time.process_time() + served.processor_seconds()
+            started, busy, own, its = (
+                time.perf_counter(),
+                busy_seconds(),
+                time.process_time(),
+                served.processor_seconds(),
+            )
             outcomes = load.run(served, load.jobs(side, count, turn * count))
-            seconds = time.perf_counter() - started
-            others = busy_seconds() - busy - (time.process_time() + served.processor_seconds() - own)
+            seconds, its = time.perf_counter() - started, served.processor_seconds() - its
+            others = busy_seconds() - busy - its - (time.process_time() - own)
+            figures[side]["cpu_s"].append(its / len(outcomes))
             figures[side]["requests_per_s"].append(len(outcomes) / seconds)
             figures[side]["tokens_per_s"].append(sum(each.tokens for each in outcomes) / seconds)
             figures[side]["others"].append(max(0.0, others / seconds))
@@ -141,7 +148,9 @@ def report(figures: dict, outcomes: list[Outcome], differing: list[dict[str, str
     """Return medians and ratios of the sides, errors and unequal answers."""
     sides = {}
     for side, values in figures.items():
-        medians = {name: statistics.median(values[name]) for name in ("requests_per_s", "tokens_per_s", "others")}
+        medians = {
+            name: statistics.median(values[name]) for name in ("requests_per_s", "tokens_per_s", "cpu_s", "others")
+        }
         low, high = np.quantile(values["latency_s"], [0.5, 0.95]).tolist()
         sides[side] = {**medians, "latency_median_s": low, "latency_95_s": high, "turns": values}
     ratios = {
@@ -191,9 +200,9 @@ def main(
 def _print(found: dict[str, Any], console: Console) -> None:
     machine, ratios = found["machine"], found["ratios"]
     title = f"{machine['clients']} clients, {machine['cores']} cores, {machine['dtype']}"
-    table = Table("load", "requests/s", "tokens/s", "median s", "95 % s", "others' cores", title=title)
+    table = Table("load", "requests/s", "tokens/s", "median s", "95 % s", "cpu s", "others' cores", title=title)
     for side, row in found["sides"].items():
-        names = ("requests_per_s", "tokens_per_s", "latency_median_s", "latency_95_s", "others")
+        names = ("requests_per_s", "tokens_per_s", "latency_median_s", "latency_95_s", "cpu_s", "others")
         table.add_row(side, *(f"{row[name]:.2f}" for name in names))
     console.print(table)
     for side, bar in found["bars"].items():

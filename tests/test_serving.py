@@ -6,6 +6,8 @@ import torch
 from tiny_models import DOCUMENTS, FAMILIES, make_policy, write_model
 
 from clp_lightning import serving
+from clp_lightning.errors import UsageError
+from clp_lightning.loading import answering_dtype
 from clp_lightning.policy import SteerablePolicy
 from clp_lightning.serving_batch import Batch, request
 
@@ -72,3 +74,10 @@ def test_a_batch_that_fails_fails_its_own_requests_only(policy, monkeypatch):
         engine.submit([good])
     assert (bad.finish, good.finish in ("stop", "length")) == ("error", True)
     assert "RuntimeError" in bad.text and ended == [bad, good]
+
+
+def test_a_processor_answers_in_float32_unless_told_otherwise():
+    assert answering_dtype() in ((torch.float32, torch.bfloat16) if torch.cuda.is_available() else (torch.float32,))
+    assert answering_dtype("bfloat16") == torch.bfloat16
+    with pytest.raises(UsageError, match="expected one of auto, float32, bfloat16, float16, but found 'int8'"):
+        answering_dtype("int8")
