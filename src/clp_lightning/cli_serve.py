@@ -22,7 +22,7 @@ def serve(
         str, typer.Option(help=f"Address to listen on; beyond loopback, {TOKEN} must be set.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
-    rows: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 64,
     waiting: Annotated[int, typer.Option(min=1, help="Answers that may wait; more are told to come back.")] = 256,
     seconds: Annotated[float, typer.Option(min=1, help="Longest time for one request.")] = 120.0,
     dtype: Annotated[
