@@ -152,6 +152,17 @@ def survived(served: Served) -> None:
     assert "Traceback" not in served.output()
 
 
+def test_the_schema_names_every_refusal(served):
+    status, schema = served.ask("GET", "/openapi.json")
+    assert status == 200
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        responses = schema["paths"][path]["post"]["responses"]
+        assert set(responses) == {"200", "400", "401", "404", "408", "411", "413", "429", "500"}
+        for refusal in responses.keys() - {"200"}:
+            shape = responses[refusal]["content"]["application/json"]["schema"]
+            assert shape == {"$ref": "#/components/schemas/Failure"}
+
+
 def test_a_hundred_malformed_requests(served):
     assert fuzz(served, 100) >= 100
     survived(served)
