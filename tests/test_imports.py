@@ -21,7 +21,7 @@ PARTS = {"base", "baselines", "checkpoints", "experts", "export", "loading", "pa
 PARTS |= {"rollout", "trainer", "mixing", "sources"}
 PARTS |= {"rewards_cache", "rewards_calls", "rewards_judge", "rewards_models", "rewards_text"}
 POLICY = {"policy", "merging", "methods"}
-WORK = {"serving", "training", "evaluation", "reward_model", "oracle_methods"}
+WORK = {"serving", "serving_batch", "training", "evaluation", "reward_model", "oracle_methods"}
 SURFACE = {
     "stages",
     "method_stages",
@@ -42,6 +42,8 @@ SURFACE |= {
     "doctor",
     "cli_doctor",
     "server",
+    "server_answers",
+    "server_bodies",
     "cli_serve",
     "oracle_run",
     "oracle_report",

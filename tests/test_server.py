@@ -12,9 +12,13 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clp_lightning import server, serving
+from clp_lightning import serving
 from clp_lightning.errors import UsageError
 from clp_lightning.policy import SteerablePolicy
+from clp_lightning.server import application
+from clp_lightning.server_answers import Service
+from clp_lightning.server_bodies import Limits
+from clp_lightning.serving_batch import Batch, request
 
 JSON = {"Content-Type": "application/json"}
 DOCUMENTS = [f"queue {n}: " + "The name of the queue that receives messages. " * (1 + n % 3) for n in range(24)]
@@ -29,7 +33,7 @@ def policy(steered) -> SteerablePolicy:
 @pytest.fixture(scope="module")
 def client(policy):
     with serving.Engine(policy, rows=8, waiting=64) as engine:
-        app = server.application(server.Service(engine, "clp-full", server.Limits(prompts=4)), None)
+        app = application(Service(engine, "clp-full", Limits(prompts=4)), None)
         with TestClient(app, raise_server_exceptions=False) as found:
             yield found
 
@@ -69,12 +73,12 @@ def test_many_at_once_with_weightings_of_their_own_get_what_each_would_get_alone
 
 def test_rows_come_and_go_between_tokens(policy):
     """Three requests that join at different tokens write what they would alone, and so does the reference policy."""
-    batch, ended = serving.Batch(policy), []
+    batch, ended = Batch(policy), []
     share, alone = np.array([0.25, 0.75]), []
     plan = [(DOCUMENTS[1], share, 0.0), (DOCUMENTS[2], None, 0.0), (DOCUMENTS[3], share, 1.0)]
     with torch.no_grad(), policy.experts.frozen():
         for number, (text, weighting, temperature) in enumerate(plan):
-            each = serving.request(policy, text, weighting, lambda _: None, temperature=temperature, seed=number)
+            each = request(policy, text, weighting, lambda _: None, temperature=temperature, seed=number)
             ended.append(each)
             batch.admit([each])
             batch.step()
@@ -119,6 +123,17 @@ def test_a_stream_adds_up_to_the_answer(client, readable):
         ({"weighting": {"speed": 1.0}}, 400, "unknown objective 'speed'"),
         ({"weighting": {"informativeness": 2.0, "brevity": -1.0}}, 400, "brevity=-1.0 must be a number >= 0"),
         ({"weighting": {}}, 400, "entries sum to 0, not 1"),
+        (
+            {"weighting": {"informativeness": float("nan")}},
+            400,
+            "weighting.informativeness: Input should be a finite number",
+        ),
+        ({"weighting": {"brevity": float("inf")}}, 400, "weighting.brevity: Input should be a finite number"),
+        ({"weighting": {"brevity": 10**400}}, 400, "weighting.brevity"),
+        ({"weighting": {"brevity": None}}, 400, "weighting.brevity: Input should be a valid number"),
+        ({"weighting": {f"x{n}": 1e-4 for n in range(10_000)}}, 400, "unknown objective 'x0'"),
+        ({"weighting": {"x" * 100_000: 1.0}}, 400, "unknown objective 'xxx"),
+        ({"weighting": [0.5, 0.5]}, 400, "weighting"),
         ({"weighting": None}, 400, 'weighting: give shares of the objectives, e.g. {"informativeness": 0.5'),
         ({"weighting": {"\ud800": 1.0}}, 400, "unknown objective"),
         ({"alpha": 0.5}, 400, "trained at one KL strength"),
@@ -135,7 +150,7 @@ def test_a_stream_adds_up_to_the_answer(client, readable):
 def test_what_cannot_be_answered_is_refused_with_the_reason(client, changes, status, reason):
     answer = client.post("/v1/completions", content=json.dumps(body(**changes)), headers=JSON)
     assert answer.status_code == status
-    assert reason in answer.json()["error"]["message"]
+    assert reason in answer.json()["error"]["message"] and len(answer.content) < 2000
 
 
 def test_bodies_that_are_no_json_too_large_or_without_length_are_refused(client):
@@ -177,7 +192,7 @@ def test_models_health_and_metrics(client):
 
 def test_a_token_is_asked_for_everywhere_but_health(policy):
     with serving.Engine(policy) as engine:
-        client = TestClient(server.application(server.Service(engine, "clp-full", server.Limits()), "secret"))
+        client = TestClient(application(Service(engine, "clp-full", Limits()), "secret"))
         assert client.get("/health").status_code == 200
         assert client.get("/v1/models").status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer sécret".encode()}).status_code == 401
@@ -186,7 +201,7 @@ def test_a_token_is_asked_for_everywhere_but_health(policy):
 
 def test_a_full_queue_is_told_to_come_back_and_a_slow_answer_is_ended(policy):
     engine = serving.Engine(policy, rows=1, waiting=1)  # its thread is not running yet: nothing leaves the queue
-    client = TestClient(server.application(server.Service(engine, "clp-full", server.Limits(seconds=0.3)), None))
+    client = TestClient(application(Service(engine, "clp-full", Limits(seconds=0.3)), None))
     slow = client.post("/v1/completions", json=body())
     assert slow.status_code == 408 and "took longer than 0.3 s" in slow.json()["error"]["message"]
     full = client.post("/v1/completions", json=body())
@@ -199,7 +214,7 @@ def test_a_full_queue_is_told_to_come_back_and_a_slow_answer_is_ended(policy):
 def test_leaving_the_engine_finishes_what_was_asked_for(policy):
     done = threading.Event()
     with serving.Engine(policy) as engine:
-        engine.submit([serving.request(policy, "queue", np.array([1.0, 0.0]), lambda each: each.finish and done.set())])
+        engine.submit([request(policy, "queue", np.array([1.0, 0.0]), lambda each: each.finish and done.set())])
     assert done.is_set()
     with pytest.raises(serving.BusyError, match="shutting down"):
         engine.submit([])
@@ -207,5 +222,5 @@ def test_leaving_the_engine_finishes_what_was_asked_for(policy):
 
 def test_a_policy_that_cannot_be_served_is_refused(policy):
     plain = SteerablePolicy(policy.model, policy.tokenizer, policy.generation, objectives=policy.objectives)
-    with pytest.raises(UsageError, match="only decoder-only models with experts"):
+    with pytest.raises(UsageError, match="only those with experts"):
         serving.Engine(plain)

@@ -40,6 +40,9 @@ def generate(
     alpha: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="KL strength, for a policy that takes one.")
     ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Precision: auto (float32 on a CPU), float32, bfloat16 or float16.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
 ) -> None:
     """Generate text at a trade-off.
@@ -61,10 +64,12 @@ def generate(
         raise UsageError(f"give at least one --weighting over {', '.join(objectives)}, e.g. {example}")
     rows = [simplex.parse(text, objectives) for text in weighting]  # checked before the model is loaded
 
+    import numpy as np
+
+    from clp_lightning.loading import answering_dtype
     from clp_lightning.policy import SteerablePolicy
 
-    policy = SteerablePolicy.from_pretrained(model)
-    import numpy as np
+    policy = SteerablePolicy.from_pretrained(model, dtype=answering_dtype(dtype))
 
     answers = policy.generate(
         [text for text in texts for _ in rows],

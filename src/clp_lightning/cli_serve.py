@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,11 +22,14 @@ def serve(
         str, typer.Option(help=f"Address to listen on; beyond loopback, {TOKEN} must be set.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port.")] = 8000,
-    rows: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="Answers written together.")] = 64,
     waiting: Annotated[int, typer.Option(min=1, help="Answers that may wait; more are told to come back.")] = 256,
     seconds: Annotated[float, typer.Option(min=1, help="Longest time for one request.")] = 120.0,
     dtype: Annotated[
-        str, typer.Option(help="Precision: auto, float32, bfloat16 or float16; float32 answers alike in any company.")
+        str,
+        typer.Option(
+            help="Precision: auto (float32 on a CPU), float32, bfloat16, float16; float32 answers alike in any company."
+        ),
     ] = "auto",
 ) -> None:
     """Serve a policy: /v1/completions and /v1/chat/completions with `weighting` in the body, /v1/models, /health, /metrics.
@@ -43,19 +47,24 @@ def serve(
 
     import uvicorn
 
-    from clp_lightning import server
-    from clp_lightning.export import load_dtype
+    from clp_lightning.loading import answering_dtype
     from clp_lightning.policy import SteerablePolicy
+    from clp_lightning.server import application
+    from clp_lightning.server_answers import Service
+    from clp_lightning.server_bodies import Limits
     from clp_lightning.serving import Engine
 
-    policy = SteerablePolicy.from_pretrained(folder, dtype=None if dtype == "auto" else load_dtype(dtype))
+    policy = SteerablePolicy.from_pretrained(folder, dtype=answering_dtype(dtype))
     with Engine(policy, rows=rows, waiting=waiting) as engine:
-        service = server.Service(engine, folder.name, server.Limits(seconds=seconds))
+        service = Service(engine, folder.name, Limits(seconds=seconds))
         config = uvicorn.Config(
-            server.application(service, token), host=host, port=port, log_level="warning", access_log=False,
+            application(service, token), host=host, port=port, log_level="warning", access_log=False,
             timeout_graceful_shutdown=int(seconds), server_header=False,
         )  # fmt: skip
         print(f"clp serve: {folder.name} ({', '.join(policy.objectives)}) on http://{host}:{port}", file=sys.stderr)
+        # uvicorn finishes what it has begun, and then sends itself the signal that ended it once more
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
         try:
             uvicorn.Server(config).run()
         except SystemExit as error:  # uvicorn's way to say that the address is taken; it has logged why

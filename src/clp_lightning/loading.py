@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from clp_lightning.config_data import Compute
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, UsageError
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @functools.lru_cache(maxsize=1)
@@ -56,6 +58,19 @@ def placement(compute: Compute) -> dict[str, Any]:
         "dtype": None if compute.dtype == "auto" else getattr(torch, compute.dtype),
         "device": None if compute.device == "auto" else compute.device,
     }
+
+
+def answering_dtype(name: str = "auto") -> torch.dtype:
+    """Return the precision to answer in: the one of that name; "auto" is float32 on a CPU and `hardware_dtype` on a GPU.
+
+    In bfloat16 the company of other rows rounds sums otherwise, so that a greedy answer depends on who else is asking; on a
+    CPU float32 costs little (docs/serve.md). Raises `UsageError` for names that are not in `PRECISIONS`.
+    """
+    if name not in PRECISIONS:
+        raise UsageError(f"dtype: expected one of {', '.join(PRECISIONS)}, but found {name!r}")
+    if name != "auto":
+        return getattr(torch, name)
+    return hardware_dtype() if torch.cuda.is_available() else torch.float32
 
 
 def load_base(
