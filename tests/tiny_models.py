@@ -1,5 +1,6 @@
 """Tiny random models of each family that is supported, with one tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -26,9 +27,9 @@ OBJECTIVES = ("a", "b")
 FAMILIES = ("llama", "gemma", "t5", "t5_tied")
 
 
-def write_model(family: str, folder: Path) -> Path:
-    """Write a random model of a family into `folder`."""
-    write_random(RandomModel(kind="random", vocabulary=300, hidden=32, layers=2, heads=2), DOCUMENTS * 5, 0, folder)
+def write_model(family: str, folder: Path, texts: Sequence[str] = DOCUMENTS * 5, vocabulary: int = 300) -> Path:
+    """Write a random model of a family into `folder`, its tokenizer trained on `texts`."""
+    write_random(RandomModel(kind="random", vocabulary=vocabulary, hidden=32, layers=2, heads=2), texts, 0, folder)
     if family == "llama":
         return folder
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -70,7 +70,7 @@ class Training(Section):
 class Evaluation(Section):
     """The sweep on unseen prompts and its statistics."""
 
-    weightings: Annotated[int, Field(ge=2)]  # points per edge of the lattice on the simplex
+    weightings: Annotated[int, Field(ge=2)]  # points per edge of the lattice; of a single reward: KL strengths
     off_grid: Annotated[int, Field(ge=0)]  # weightings drawn at random between them: does steering hold there?
     prompts: Annotated[int, Field(ge=2)]
     samples_per_prompt: Positive

@@ -63,7 +63,7 @@ class Table(Section):
 
     kind: Literal["table"]
     source: Annotated[str, Field(min_length=1)]
-    subset: str | None  # configuration of a dataset on the hub that has several
+    subset: str | None  # configuration of a dataset on the hub or, with a / at its end, one of its folders
     prompt: str | None  # a column, or a template over columns: "{title}: {text}"
     messages: Column | None  # a column of chat messages (role, content); the last one of the assistant is the reference
     transcript: Column | None  # a column as in hh-rlhf: Human and Assistant in turns, the last answer is the reference

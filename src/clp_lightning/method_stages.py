@@ -124,7 +124,7 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
     from clp_lightning.rewards import RewardSet
 
     settings, contestant = config.evaluation, methods.load(config, method, models)
-    row = config.derived.get(method)
+    row, swept = config.derived.get(method), methods.sweeps_alpha(config, method)
     inputs = (
         files.NORMALIZATION,
         files.CORPUS,
@@ -144,8 +144,8 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
         seed=config.training.seed,
         parts=files.checkpoints(f"evaluate-{method}", settings, config.generation, config.seed, *inputs),
         best_of=contestant.best_of,
-        # the strongest steering that a policy conditioned on alpha was trained for
-        alpha=config.training.alpha if contestant.policy.takes_alpha else None,
+        # the strongest steering that a policy conditioned on alpha was trained for, unless the weightings hold it
+        alpha=config.training.alpha if contestant.policy.takes_alpha and not swept else None,
     )
     return contestant, points
 

@@ -28,14 +28,26 @@ class Contestant(NamedTuple):
 
 
 def weightings(config: Config, name: str) -> np.ndarray | None:
-    """Return the weightings [N, K] at which a method is evaluated; None for the reference policy, which takes none."""
+    """Return the weightings [N, K] at which a method is evaluated; None for the reference policy, which takes none.
+
+    With one reward and `training.alpha_high` they are its weights `1 - alpha` at KL strengths in equal steps.
+    """
     if name == REFERENCE:
         return None
     listed = config.methods[name].listed(config.objectives) if name in config.methods else None
     if listed is not None:
         return listed
     settings = config.evaluation
+    strongest, weakest = config.training.alpha_high, config.training.alpha
+    if strongest is not None and sweeps_alpha(config, name):  # the weight ascends
+        return 1 - np.linspace(strongest, weakest, settings.weightings)[:, None]
     return grid(len(config.objectives), settings.weightings, off_grid=settings.off_grid, seed=config.seed)
+
+
+def sweeps_alpha(config: Config, name: str) -> bool:
+    """Whether a method's weightings are KL strengths: `1 - alpha`, the weight of a single reward against the KL term."""
+    listed = name in config.methods and config.methods[name].listed(config.objectives) is not None
+    return len(config.objectives) == 1 and config.training.alpha_high is not None and not listed
 
 
 def load(config: Config, name: str, models: Path) -> Contestant:

@@ -83,7 +83,7 @@ def _measure(found: MethodResults, means: Array, settings: Evaluation, union: Ar
         measured["expected_utility"] = frontier.expected_utility(weightings, means)
         measured["mean_inner_product"] = frontier.mean_inner_product(weightings, means)
         on = on_lattice(weightings, settings.weightings)
-        if on.any() and not on.all():
+        if on.any() and not on.all() and means.shape[-1] > 1:  # one reward's weights are KL strengths, on no lattice
             measured["off_grid_regret"] = frontier.off_grid_regret(weightings, means, on)
     return measured
 

@@ -12,7 +12,9 @@ def package_folder(package: str) -> Path:
     """Return the folder of an installed package without importing it (asset packages import what is not installed)."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ClpError(f"the asset package {package} is not installed; run `make setup`")
+        raise ClpError(
+            f"the asset package {package} is not installed; run `make setup`, or see the recipe's first lines"
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -26,7 +28,8 @@ def resolve(name: str, root: Path = Path(".")) -> str:
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         path = package_folder(package) / inside
         if not path.exists():
-            raise ClpError(f"{name}: the package {package} holds no {inside}; run `make setup`, or correct the name")
+            remedy = "run `make setup`, see the recipe's first lines, or correct the name"
+            raise ClpError(f"{name}: the package {package} holds no {inside}; {remedy}")
         return str(path)
     path = root / name
     if path.exists():

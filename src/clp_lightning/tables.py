@@ -176,7 +176,10 @@ def _dataset(place: Path | str, subset: str | None, source: str, root: Path) -> 
         if isinstance(place, Path) and any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(str(place))
         else:  # a folder of files, or a name on the hub
-            loaded = datasets.load_dataset(str(place), subset, cache_dir=str(root / "build" / "datasets"))
+            cache = str(root / "build" / "datasets")
+            inside = subset is not None and subset.endswith("/")  # a folder of the dataset, as hh-rlhf has them
+            which = {"data_dir": subset} if inside else {"name": subset}
+            loaded = datasets.load_dataset(str(place), **which, cache_dir=cache)
     except Exception as error:  # the library raises its own, those of the hub, of Arrow, and of the network
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{source}: neither a readable dataset folder nor one on the hub ({reason})") from error
