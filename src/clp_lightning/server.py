@@ -17,7 +17,7 @@ from starlette.types import Message as Event
 
 from clp_lightning import serving
 from clp_lightning.errors import UsageError
-from clp_lightning.server_answers import CHAT, COMPLETIONS, Refused, Service
+from clp_lightning.server_answers import CHAT, COMPLETIONS, Refused, Service, asked
 from clp_lightning.server_bodies import (
     Card,
     Cards,
@@ -66,10 +66,8 @@ def application(service: Service, token: str | None) -> FastAPI:
 
     @app.post("/v1/chat/completions", responses=answer(Chatted), dependencies=guarded)
     async def chat(body: Chat, request: Request) -> Response:
-        spoken = [message.content for message in body.messages if message.role == "user"]
-        if not spoken:
-            raise Refused(400, "messages: there is none of the user; its last one is what the policy works on")
-        answers = service.submit(spoken[-1:], body, body.max_completion_tokens or body.max_tokens)
+        document = asked(service.engine.policy.generation, body.messages)
+        answers = service.submit([document], body, body.max_completion_tokens or body.max_tokens)
         return await service.respond(answers, CHAT, request, stream=body.stream)
 
     schema = app.openapi()

@@ -6,7 +6,7 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from clp_lightning import serving, serving_batch, weightings
-from clp_lightning.server_bodies import Limits, Steered
+from clp_lightning import serving, serving_batch, transcripts, weightings
+from clp_lightning.config import Generation
+from clp_lightning.server_bodies import Limits, Message, Steered
 
 
 class Refused(Exception):
@@ -174,3 +175,23 @@ class Answers:
         finally:
             for each in self.requests:
                 each.cancelled = True
+
+
+def asked(generation: Generation, messages: Sequence[Message]) -> str:
+    """Return the document that a chat's messages are: all of them for a policy of conversations, else the user's last.
+
+    Raises `Refused` when there is none of the user, and for conversations that could not be told apart as a text.
+    """
+    spoken = [message.content for message in messages if message.role == "user"]
+    if not spoken:
+        raise Refused(400, "messages: there is none of the user; its last one is what the policy works on")
+    converses = generation.chat or "Assistant:" in generation.template
+    if not converses or len(messages) == 1:
+        return spoken[-1]
+    try:
+        document, answer = transcripts.from_messages([message.model_dump() for message in messages])
+    except ValueError as error:
+        raise Refused(400, f"messages: {error}") from None
+    if answer is not None:
+        raise Refused(400, "messages: the last one is the assistant's; end with what it is to answer")
+    return document
