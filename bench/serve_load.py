@@ -124,7 +124,7 @@ def measure(served: Served, load: Load, requests: int, turns: int, singles: int)
             seconds, its = time.perf_counter() - started, served.processor_seconds() - its
             others = busy_seconds() - busy - its - (time.process_time() - own)
             figures[side]["cpu_s"].append(its / len(outcomes))
-            figures[side]["requests_per_s"].append(len(outcomes) / seconds)
+            figures[side]["requests_per_s"].append(sum(each.error is None for each in outcomes) / seconds)
             figures[side]["tokens_per_s"].append(sum(each.tokens for each in outcomes) / seconds)
             figures[side]["others"].append(max(0.0, others / seconds))
             figures[side]["latency_s"] += [each.seconds for each in outcomes]
@@ -154,7 +154,7 @@ def report(figures: dict, outcomes: list[Outcome], differing: list[dict[str, str
         low, high = np.quantile(values["latency_s"], [0.5, 0.95]).tolist()
         sides[side] = {**medians, "latency_median_s": low, "latency_95_s": high, "turns": values}
     ratios = {
-        other: {name: sides["mixed"][name] / sides[other][name] for name in ("requests_per_s", "tokens_per_s")}
+        other: {name: _ratio(sides["mixed"][name], sides[other][name]) for name in ("requests_per_s", "tokens_per_s")}
         for other in BARS
     }
     errors = [each.error for each in outcomes if each.error]
@@ -163,6 +163,10 @@ def report(figures: dict, outcomes: list[Outcome], differing: list[dict[str, str
         "first_unequal": differing[:5], "compared": len({each.job for each in outcomes}), "ratios": ratios, "bars": BARS,
         "sides": sides,
     }  # fmt: skip
+
+
+def _ratio(mixed: float, other: float) -> float:
+    return mixed / other if other else 0.0  # nothing was answered: no bar is met
 
 
 def main(

@@ -63,8 +63,8 @@ def placement(compute: Compute) -> dict[str, Any]:
 def answering_dtype(name: str = "auto") -> torch.dtype:
     """Return the precision to answer in: the one of that name; "auto" is float32 on a CPU and `hardware_dtype` on a GPU.
 
-    In bfloat16 the company of other rows rounds sums otherwise, so that a greedy answer depends on who else is asking; on a
-    CPU float32 costs little (docs/serve.md). Raises `UsageError` for names that are not in `PRECISIONS`.
+    In bfloat16 the company of other rows rounds sums otherwise, so that a greedy answer depends on who else is asking.
+    Raises `UsageError` for names that are not in `PRECISIONS`.
     """
     if name not in PRECISIONS:
         raise UsageError(f"dtype: expected one of {', '.join(PRECISIONS)}, but found {name!r}")
