@@ -95,7 +95,7 @@ def test_set_up_without_a_suitable_python_is_one_line(project, tmp_path):
 
 def test_unknown_recipe_is_one_line(repository):
     failed = make(repository, "repro", "RECIPE=nosuch")
-    assert "error: recipe 'nosuch': no such file recipes/nosuch.yaml; recipes here: arena, smoke" in failed.stderr
+    assert "error: recipe 'nosuch': no such file recipes/nosuch.yaml; recipes here: arena, assistant, " in failed.stderr
     assert not (repository / "build" / "nosuch").exists()
 
 

@@ -59,7 +59,7 @@ def test_last_stage_reads_the_methods_of_the_recipe(project, tmp_path):
 
 
 def test_unknown_recipe_names_those_that_exist(project, tmp_path):
-    with pytest.raises(UsageError, match=r"recipe 'nosuch': no such file .*; recipes here: arena, smoke$"):
+    with pytest.raises(UsageError, match=r"recipe 'nosuch': no such file .*; recipes here: arena, assistant, .*smoke"):
         prepare("nosuch", tmp_path / "w", root=project)
 
 
