@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, PreTrainedTokenizerFast
+from tiny_data import write_encoder
+from transformers import AutoModelForSequenceClassification
 
 from clp_lightning import reward_model
 from clp_lightning.config_data import Preferences, RewardModel
@@ -19,29 +18,8 @@ WORDS = "deletes creates lists key bucket role the a of . good bad".split()
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """An encoder package's folder: two tiny BERT layers and a tokenizer of whole words."""
-    folder = tmp_path_factory.mktemp("package") / "model"
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    size = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        pad_token_id=0,
-    )
-    BertModel(size).save_pretrained(folder)
-    return folder
+    """An encoder's folder: two tiny BERT layers and a tokenizer of whole words."""
+    return write_encoder(tmp_path_factory.mktemp("package") / "model", texts=WORDS)
 
 
 @pytest.fixture(scope="module")

@@ -104,16 +104,11 @@ def write_tldr(folder: Path, count: int) -> None:
         datasets.Dataset.from_list(rows).to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
 
 
-def write_encoder(folder: Path, *, labels: dict[int, str] | None = None) -> Path:
-    """Write two random BERT layers and a tokenizer of the words used here; with `labels` a classifier."""
-    texts: Iterable[Any] = (
-        *THINGS,
-        *TASKS,
-        *PLACES,
-        *EVASIONS,
-        *REFUSALS,
-        *(" ".join(each) for each in TASKS.values()),
-    )
+OWN = (*THINGS, *TASKS, *PLACES, *EVASIONS, *REFUSALS, *(" ".join(each) for each in TASKS.values()))
+
+
+def write_encoder(folder: Path, *, labels: dict[int, str] | None = None, texts: Iterable[Any] = OWN) -> Path:
+    """Write two random BERT layers and a tokenizer of the words in `texts`; with `labels` a classifier."""
     words = sorted({word.strip(".,") for text in texts for word in text.split()} | set(".,:?") | {"Human", "Assistant"})
     vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -24,6 +24,7 @@ from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic
 from clp_lightning.sources import resolve
 
+HUB = ", or set HF_HUB_OFFLINE=0 to fetch one from the hub"
 END_OF_TEXT = "<|im_end|>"
 
 
@@ -41,7 +42,9 @@ def write_pretrained(config: Pretrained, out: Path) -> None:
     except ClpError:
         raise
     except Exception as error:  # transformers, the hub's client and the network each raise their own
-        raise ClpError(f"base.model {config.model}: {one_line(error)}; name a model that transformers loads") from error
+        raise ClpError(
+            f"base.model {config.model}: {one_line(error)}; name a model that transformers loads{HUB}"
+        ) from error
     with atomic(out) as beside:
         model.to(torch.bfloat16).save_pretrained(beside)
         tokenizer.save_pretrained(beside)
@@ -62,7 +65,7 @@ def _folder_or_hub(source: str, config: Pretrained) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision)
     except (OSError, ValueError) as error:
         raise ClpError(
-            f"base.model {config.model}: no tokenizer there ({one_line(error)}); save it beside the model"
+            f"base.model {config.model}: no tokenizer there ({one_line(error)}); save it beside the model{HUB}"
         ) from error
     settings = AutoConfig.from_pretrained(source, revision=config.revision)
     auto: Any = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM

@@ -190,6 +190,7 @@ class SteerablePolicy:
             "objectives": list(self.objectives),
             "coefficients": row,
             "template": self.generation.template,
+            "chat": self.generation.chat,
             "prompt_begins_with": self.template.written(row) if self.prompted else "",
         }
         export(self.model, self.tokenizer, self.experts, coefficients, out_dir, format=format, note=note)

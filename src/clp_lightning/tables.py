@@ -182,7 +182,9 @@ def _dataset(place: Path | str, subset: str | None, source: str, root: Path) -> 
             loaded = datasets.load_dataset(str(place), **which, cache_dir=cache)
     except Exception as error:  # the library raises its own, those of the hub, of Arrow, and of the network
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{source}: neither a readable dataset folder nor one on the hub ({reason})") from error
+        raise UsageError(
+            f"{source}: neither a readable dataset folder nor one on the hub ({reason}); to fetch one set HF_HUB_OFFLINE=0"
+        ) from error
     splits = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
     for split, rows in splits:
         for number, values in enumerate(rows, 1):
