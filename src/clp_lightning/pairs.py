@@ -101,7 +101,7 @@ def _pairs(rows: pd.DataFrame, counts: dict[str, int], rng: np.random.Generator)
     }
     several = rows[rows["service"].map({service: len(group) for service, group in by_service.items()}) > 1]
     if several.empty:
-        raise ClpError("no service has two summaries, so there are no pairs within a service; raise corpus.limit")
+        raise ClpError("no service has two summaries, so there are no pairs within a service; raise data.limit")
     for kind, count in counts.items():
         pool = several if kind in ("other_same_service", "two_summaries") else rows
         for index in rng.choice(len(pool), count, replace=count > len(pool)):
