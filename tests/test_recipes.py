@@ -200,6 +200,23 @@ def test_xsum_on_t5_with_a_classifier_of_the_hub(repository, encoder, tmp_path):
     assert frame["raw:rouge"].between(0, 1).all() and frame["raw:nli"].std() > 0
 
 
+@pytest.mark.parametrize(
+    ("recipe", "stage", "reward", "name"),
+    [
+        ("assistant", "corpus", None, "Anthropic/hh-rlhf"),
+        ("assistant", "pairs", "harmless", "Anthropic/hh-rlhf"),
+        ("xsum-t5", "corpus", None, "EdinburghNLP/xsum"),
+        ("xsum-t5", "base", None, "google-t5/t5-base"),
+        ("xsum-t5", "pairs", "tldr", "trl-lib/tldr-preference"),
+    ],
+)
+def test_without_the_hub_a_stage_is_one_line(recipe, stage, reward, name, repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ClpError, match=name) as raised:
+        stages.run(stage, load_config(repository / "recipes" / f"{recipe}.yaml"), reward=reward)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("recipe", ["assistant", "xsum-t5", "three", "kl", "gemma3-270m"])
 def test_the_pipeline_of_a_recipe_names_its_learned_rewards_and_methods(recipe, repository, tmp_path):
     config = load_config(repository / "recipes" / f"{recipe}.yaml")
