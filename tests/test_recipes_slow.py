@@ -1,4 +1,4 @@
-"""2,000 pairs in hh-rlhf's format, from the file to a policy: a project's own `dvc repro`, and who else loads the reward."""
+"""2,000 pairs in hh-rlhf's format, from the file to a policy: a user's own project run by DVC, and who else loads the reward."""
 
 import json
 import os
