@@ -14,7 +14,7 @@ from tiny_models import write_model
 from transformers import AutoTokenizer
 
 from clp_lightning import methods, stages
-from clp_lightning.config import load_config
+from clp_lightning.config import Config, load_config
 from clp_lightning.errors import ClpError
 from clp_lightning.pipeline import write_pipeline
 from clp_lightning.policy import SteerablePolicy
@@ -125,6 +125,20 @@ def test_one_reward_is_swept_over_the_kl_strength(smoke, repository, tmp_path):
     own = frame[frame.weighting_id == 0]
     told = policy.generate(own.document.tolist(), {"informativeness": 1.0}, alphas=0.5, seed=0, batch_size=64)
     assert own.response.tolist() == told
+
+
+def test_what_is_swept_of_one_reward_depends_on_what_was_trained(repository):
+    values = changed(repository, "kl", {"training.alpha_high": None})
+    fixed = Config.model_validate(values)
+    assert methods.weightings(fixed, "clp-full").tolist() == [[1.0]] and not methods.sweeps_alpha(fixed, "clp-full")
+    values = changed(repository, "kl", {})
+    each = {"kind": "listed", "each": [{"informativeness": 1.0}]}
+    values["methods"]["listed"] = values["methods"]["clp-full"] | {"weightings": each}
+    config = Config.model_validate(values)
+    assert methods.weightings(config, "listed").tolist() == [[1.0]] and not methods.sweeps_alpha(config, "listed")
+    # 7 equal steps from 1 - 0.5 to 1 - 0.05
+    expected = [0.5, 0.575, 0.65, 0.725, 0.8, 0.875, 0.95]
+    assert methods.weightings(config, "clp-prompt")[:, 0].tolist() == pytest.approx(expected)
 
 
 def test_gemma_passes_where_its_package_is_and_is_one_line_where_it_is_not(smoke, repository, tmp_path):
