@@ -14,7 +14,7 @@ from tiny_models import write_model
 from transformers import AutoTokenizer
 
 from clp_lightning import methods, stages
-from clp_lightning.config import load_config
+from clp_lightning.config import Config, load_config
 from clp_lightning.errors import ClpError
 from clp_lightning.pipeline import write_pipeline
 from clp_lightning.policy import SteerablePolicy
@@ -127,6 +127,20 @@ def test_one_reward_is_swept_over_the_kl_strength(smoke, repository, tmp_path):
     assert own.response.tolist() == told
 
 
+def test_what_is_swept_of_one_reward_depends_on_what_was_trained(repository):
+    values = changed(repository, "kl", {"training.alpha_high": None})
+    fixed = Config.model_validate(values)
+    assert methods.weightings(fixed, "clp-full").tolist() == [[1.0]] and not methods.sweeps_alpha(fixed, "clp-full")
+    values = changed(repository, "kl", {})
+    each = {"kind": "listed", "each": [{"informativeness": 1.0}]}
+    values["methods"]["listed"] = values["methods"]["clp-full"] | {"weightings": each}
+    config = Config.model_validate(values)
+    assert methods.weightings(config, "listed").tolist() == [[1.0]] and not methods.sweeps_alpha(config, "listed")
+    # 7 equal steps from 1 - 0.5 to 1 - 0.05
+    expected = [0.5, 0.575, 0.65, 0.725, 0.8, 0.875, 0.95]
+    assert methods.weightings(config, "clp-prompt")[:, 0].tolist() == pytest.approx(expected)
+
+
 def test_gemma_passes_where_its_package_is_and_is_one_line_where_it_is_not(smoke, repository, tmp_path):
     folder = Path(shutil.copytree(smoke, tmp_path / "project"))
     values = changed(repository, "gemma3-270m", TINY | TINY_SFT | SHORT | {"evaluation.weightings": 2})
@@ -198,6 +212,23 @@ def test_xsum_on_t5_with_a_classifier_of_the_hub(repository, encoder, tmp_path):
     assert json.loads((tmp_path / "models" / "base" / "config.json").read_text())["model_type"] == "t5"
     frame = pd.read_parquet(tmp_path / "results" / "reference" / "results.parquet")
     assert frame["raw:rouge"].between(0, 1).all() and frame["raw:nli"].std() > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage", "reward", "name"),
+    [
+        ("assistant", "corpus", None, "Anthropic/hh-rlhf"),
+        ("assistant", "pairs", "harmless", "Anthropic/hh-rlhf"),
+        ("xsum-t5", "corpus", None, "EdinburghNLP/xsum"),
+        ("xsum-t5", "base", None, "google-t5/t5-base"),
+        ("xsum-t5", "pairs", "tldr", "trl-lib/tldr-preference"),
+    ],
+)
+def test_without_the_hub_a_stage_is_one_line(recipe, stage, reward, name, repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ClpError, match=name) as raised:
+        stages.run(stage, load_config(repository / "recipes" / f"{recipe}.yaml"), reward=reward)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("recipe", ["assistant", "xsum-t5", "three", "kl", "gemma3-270m"])

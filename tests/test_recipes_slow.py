@@ -1,4 +1,4 @@
-"""2,000 pairs in hh-rlhf's format, from the file to a policy: a project's own `dvc repro`, and who else loads the reward."""
+"""2,000 pairs in hh-rlhf's format, from the file to a policy: a user's own project run by DVC, and who else loads the reward."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def finished(repository, tmp_path_factory):
         "data.splits": {"kind": "hash", "validation": 0.1, "test": 0.2, "group": None},
         "reward_models.helpful.pairs.source": "pairs.jsonl", "reward_models.helpful.pairs.subset": None,
         "reward_models.helpful.pairs.heldout": 0.15, "reward_models.helpful.encoder": MINILM,
-        "reward_models.helpful.max_tokens": 96, "reward_models.helpful.steps": 50, "reward_models.helpful.batch_size": 16,
+        "reward_models.helpful.max_tokens": 96, "reward_models.helpful.steps": 80, "reward_models.helpful.batch_size": 16,
         "reward_models.helpful.learning_rate": 1.0e-4,
         "rewards": {"helpful": {"kind": "learned", "model": "models/helpful"},
                     "short": {"kind": "length", "unit": "words", "max": 3}},
