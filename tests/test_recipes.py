@@ -96,6 +96,7 @@ def encoder(tmp_path_factory):
     return write_encoder(tmp_path_factory.mktemp("encoder") / "model")
 
 
+@pytest.mark.slow
 def test_three_objectives_fill_a_triangle(smoke, repository, tmp_path):
     folder = Path(shutil.copytree(smoke, tmp_path / "project"))
     values = changed(repository, "three", TINY | TINY_SFT | SHORT | {"evaluation.weightings": 3})
@@ -108,6 +109,7 @@ def test_three_objectives_fill_a_triangle(smoke, repository, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_one_reward_is_swept_over_the_kl_strength(smoke, repository, tmp_path):
     folder = Path(shutil.copytree(smoke, tmp_path / "project"))
     values = changed(repository, "kl", TINY | TINY_SFT | {"evaluation.weightings": 3})
@@ -141,6 +143,7 @@ def test_what_is_swept_of_one_reward_depends_on_what_was_trained(repository):
     assert methods.weightings(config, "clp-prompt")[:, 0].tolist() == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_gemma_passes_where_its_package_is_and_is_one_line_where_it_is_not(smoke, repository, tmp_path):
     folder = Path(shutil.copytree(smoke, tmp_path / "project"))
     values = changed(repository, "gemma3-270m", TINY | TINY_SFT | SHORT | {"evaluation.weightings": 2})

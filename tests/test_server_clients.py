@@ -83,6 +83,7 @@ def test_openais_client_lists_the_model_and_raises_its_errors(client):
         client.with_options(api_key="wrong").models.list()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_answers_be_finished_and_ends_with_0(model, policy):
     shares, prompts = np.linspace(0, 1, 7), [f"{TEXT} {n}" for n in range(32)]
     expected = [policy.generate(prompts, np.tile([s, 1 - s], (32, 1)), temperature=0.0) for s in shares]
@@ -113,6 +114,7 @@ def metrics(served: Served) -> str:
     return connection.getresponse().read().decode()
 
 
+@pytest.mark.slow
 def test_answers_of_clients_that_go_away_are_given_up(model):
     with Served(model, "--rows", "1", "--waiting", "2000") as served:
         for stream in (True, False):
