@@ -14,6 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from bench.prefect_processes import free_port
+from clp_lightning import stage_files
 from clp_lightning.config import load_config
 from clp_lightning.errors import UsageError
 from clp_lightning.project_init import init
@@ -151,3 +152,10 @@ def test_data_lists_every_bad_row_and_the_stage_stops_at_the_first(tmp_path):
     card = json.loads((tmp_path / "own" / "data" / "corpus" / "card.json").read_text())
     assert card["rows"] == 300 and sum(card["skipped_rows"].values()) == 2
     assert card["samples"]["train"][0]["document"].endswith("?")
+
+
+def test_a_monitor_without_a_value_is_left_out_of_a_stages_metrics(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # ROUGE is not a number where the data has no reference answers
+    stage_files.metrics("evaluate-x", {"monitor:rouge_l": float("nan"), "monitor:kl": 1.5, "models": {"a": 1}})
+    found = json.loads((tmp_path / "reports" / "metrics" / "evaluate-x.json").read_text())
+    assert found == {"monitor:kl": 1.5, "models": {"a": 1}}

@@ -28,8 +28,9 @@ def checkpoints(stage: str, *parts: Any) -> Path:
 
 
 def metrics(stage: str, values: dict[str, Any]) -> None:
-    """Write a stage's metrics for `dvc metrics`."""
-    write_json(REPORTS / "metrics" / f"{stage}.json", values)
+    """Write a stage's metrics for `dvc metrics`, without those that have no value (ROUGE where there is no reference)."""
+    known = {key: value for key, value in values.items() if value == value}
+    write_json(REPORTS / "metrics" / f"{stage}.json", known)
 
 
 def curve(stage: str, rows: list[dict[str, float]]) -> None:
