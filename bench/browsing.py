@@ -5,15 +5,13 @@ import json
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import TimeoutError, sync_playwright
 
-from bench.prefect_processes import free_port
+from bench.listening import free_port, wait_for
 
 PAGES = ("Frontier", "Dominance", "Steering", "Samples", "Playground", "Runs")
 APP = Path(__file__).resolve().parent.parent / "dashboard" / "app.py"
@@ -30,15 +28,7 @@ def serving(store: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "streamlit", "run", str(APP), *options]
     process = subprocess.Popen(command, cwd=APP.parent.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5).close()
-                break
-            except OSError:
-                if time.monotonic() > until or process.poll() is not None:
-                    raise RuntimeError("streamlit did not start") from None
-                time.sleep(0.2)
+        wait_for(f"http://127.0.0.1:{port}/_stcore/health", process, 60)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

@@ -5,13 +5,13 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from bench.listening import free_port, wait_for
 
 TICK = os.sysconf("SC_CLK_TCK")
 
@@ -21,9 +21,7 @@ class Served:
 
     def __init__(self, model: Path, *options: str, **environment: str) -> None:
         self.model, self.name = model, model.name
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "clp_lightning.cli", "serve", "--model", str(model), "--port", str(self.port), *options],
@@ -31,14 +29,12 @@ class Served:
         )  # fmt: skip
 
     def __enter__(self) -> "Served":
-        until = time.monotonic() + 180
-        while time.monotonic() < until and self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                self.ask("GET", "/health")
-                return self
-            time.sleep(0.2)
-        self.stop(signal.SIGKILL)
-        raise RuntimeError(f"clp serve did not come up\n{self.output()}")
+        try:
+            wait_for(f"{self.url}/health", self.process, 180)
+        except RuntimeError as error:
+            self.stop(signal.SIGKILL)
+            raise RuntimeError(f"clp serve did not come up\n{self.output()}") from error
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop(signal.SIGTERM)

@@ -29,13 +29,6 @@ LINK = re.compile(
 )
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave pages out of the navigation that do not exist (yet); one that exists and has no place there is a warning."""
-    made = {*COPIED.values(), *WRITTEN}
-    config.nav = _existing(config.nav, lambda page: page in made or bool(MODULE.fullmatch(page)) or _here(config, page))
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that no file in docs/ holds."""
     for source, page in COPIED.items():
@@ -75,22 +68,6 @@ def _link(found: re.Match[str], origin: str, page: str) -> str:
         return found[0]  # mkdocs warns of it
     label = found["text"].strip("`")
     return f"`{target}`" if label in (path, target, posixpath.basename(target)) else f"{found['text']} (`{target}`)"
-
-
-def _here(config: MkDocsConfig, page: str) -> bool:
-    return (Path(config.docs_dir) / page).is_file()
-
-
-def _existing(nav: Any, exists: Callable[[str], bool]) -> Any:
-    """Return a navigation without the pages that do not exist, and without sections that then hold nothing."""
-    match nav:
-        case str():
-            return nav if ":" in nav or exists(nav) else None
-        case dict():
-            return {title: kept for title, below in nav.items() if (kept := _existing(below, exists))} or None
-        case list():
-            return [kept for entry in nav if (kept := _existing(entry, exists))]
-    return nav
 
 
 def _pages(nav: Any) -> Iterator[str]:

@@ -78,7 +78,7 @@ def bad(tmp_path, name, content, **options):
         ("a.csv", "q,r\nx,1\ny\nz,2\n", {}, 2, [("a.csv:3", "1 fields, but the first line names 2 columns")]),
         ("a.csv", "q,r\nx,1\n,2\n", {}, 1, [("a.csv:3", "'q' is empty")]),
         ("a.csv", 'q,r\n"x\ny",1\n,2\n', {}, 1, [("a.csv:4", "'q' is empty")]),  # a record of two lines before
-        ("a.csv", "q,r\nx,1\nX ,2\n", {}, 1, [("a.csv:3", "the same prompt as a.csv:2")]),
+        ("a.csv", "q,r\nx,1\nX ,2\n", {}, 1, [("a.csv:3", "the same prompt as another row (a.csv:2)")]),
         ("a.csv", b"q,r\nx,1\nna\xefve,2\nz,3\n", {}, 2,
          [("a.csv:3", "not UTF-8 (byte 0xef); save the file as UTF-8")]),
         ("a.csv", 'q,r\nx,1\n"y,2\nz,3\n', {}, 1,
@@ -97,7 +97,7 @@ def bad(tmp_path, name, content, **options):
 )  # fmt: skip
 def test_bad_rows_are_named_with_line_and_reason(tmp_path, name, content, options, kept, expected):
     count, problems = bad(tmp_path, name, content, prompt="q", reference="r", **options)
-    assert [tuple(problem) for problem in problems] == expected
+    assert [(problem.place, problem.text) for problem in problems] == expected
     assert count == kept  # nothing else is lost
     with pytest.raises(ClpError) as raised:
         data_table.refuse(problems, False, "data")
@@ -227,9 +227,9 @@ def test_bad_pairs_are_named(tmp_path):
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, problems = data_table.pairs(preferences("p.jsonl"), 0, tmp_path)
-    assert [tuple(problem) for problem in problems] == [
+    assert [(problem.place, problem.text) for problem in problems] == [
         ("p.jsonl:1", "chosen and rejected are the same"),
         ("p.jsonl:2", "the two answers do not answer the same prompt"),
         ("p.jsonl:3", "prompt, chosen or rejected is empty"),
-        ("p.jsonl:5", "the same pair as p.jsonl:4"),
+        ("p.jsonl:5", "the same pair as another row (p.jsonl:4)"),
     ]

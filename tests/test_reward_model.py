@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from clp_lightning import reward_model
 from clp_lightning.config_data import Preferences, RewardModel
-from clp_lightning.rewards import Learned
+from clp_lightning.rewards_models import Learned
 
 WORDS = "deletes creates lists key bucket role the a of . good bad".split()
 

@@ -3,7 +3,9 @@ import pytest
 
 from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError
-from clp_lightning.rewards import Brevity, Learned, Monitors, RewardSet, distinct_2, measure_normalization
+from clp_lightning.rewards import Monitors, RewardSet, distinct_2, measure_normalization
+from clp_lightning.rewards_models import Learned
+from clp_lightning.rewards_text import Brevity
 
 
 def test_brevity_counts_words_down_to_the_floor():

@@ -6,14 +6,12 @@ import os
 import re
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from bench.prefect_processes import free_port
+from bench.listening import free_port, wait_for
 from clp_lightning import stage_files
 from clp_lightning.config import load_config
 from clp_lightning.errors import UsageError
@@ -30,14 +28,7 @@ def blocks(language: str) -> list[str]:
 def serving(command: str, folder: Path, port: int):
     process = subprocess.Popen(command.split(), cwd=folder, env=environment())
     try:
-        until = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert time.monotonic() < until and process.poll() is None
-                time.sleep(0.5)
+        wait_for(f"http://127.0.0.1:{port}/health", process, 120)
         yield
     finally:
         process.terminate()
@@ -134,7 +125,7 @@ def test_data_lists_every_bad_row_and_the_stage_stops_at_the_first(tmp_path):
     prompts.write_text(prompts.read_text() + "301,a thing,\n302,a thing,How do I clean a router?\n")
     done = clp(tmp_path / "own", "data")
     assert done.returncode == 1 and "prompts.csv:302: 'question' is empty" in done.stdout
-    assert "prompts.csv:303: the same prompt as prompts.csv:2" in done.stdout
+    assert "prompts.csv:303: the same prompt as another row (prompts.csv:2)" in done.stdout
     assert done.stderr == (
         "clp: error: 2 rows cannot be used; mend them, or leave them out with skip_bad_rows: true in params.yaml\n"
     )

@@ -1,6 +1,7 @@
 """`params.yaml` -> frozen, typed configuration; unknown keys and bad values are rejected with the key's path.
 
-`params.yaml` states every value: there are no defaults in code, so a value stands in one place only.
+`params.yaml` states every value, so that it stands in one place only; of rewards alone (`config_rewards`) some keys may be
+left out.
 """
 
 from pathlib import Path

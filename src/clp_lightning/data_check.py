@@ -40,6 +40,6 @@ def _section(config: Table | Preferences, parts: Any, problems: list[Any], sampl
         "source": config.source,
         "rows": {split: len(rows) for split, rows in parts.items()},
         "samples": samples,
-        "problems": [[problem.place, problem.reason] for problem in problems],
+        "problems": [[problem.place, problem.text] for problem in problems],
         "skip_bad_rows": config.skip_bad_rows,
     }

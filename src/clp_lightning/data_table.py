@@ -67,7 +67,7 @@ def pairs(config: Preferences, seed: int, root: Path = Path(".")) -> tuple[dict[
     for pair in read:
         key = tuple(map(_key, pair[1:]))
         if key in seen:
-            problems.append(Problem(pair.place, f"the same pair as {seen[key]}"))
+            problems.append(Problem(pair.place, "the same pair as another row", seen[key]))
             continue
         seen[key] = pair.place
         parts["heldout" if fraction(seed, "pair", key[0]) < config.heldout else "train"].append(pair)
@@ -82,7 +82,7 @@ def refuse(problems: list[Problem], skip: bool, where: str) -> dict[str, int]:
             f" (and {len(problems) - 1} more; `clp data` lists them)" if len(problems) > 1 else "",
         )
         raise ClpError(
-            f"{first.place}: {first.reason}{more}; mend the row, or leave bad rows out with {where}.skip_bad_rows: true"
+            f"{first.place}: {first.text}{more}; mend the row, or leave bad rows out with {where}.skip_bad_rows: true"
         )
     return dict(Counter(problem.reason for problem in problems).most_common())
 
@@ -175,11 +175,9 @@ def _answer(value: Any) -> str:
 def _value(row: Row, column: str, key: str) -> Any:
     if column not in row.values:
         known = ", ".join(map(str, row.values)) or "none"
-        if row.place.endswith((".jsonl", ".ndjson")) or ".jsonl:" in row.place or ", item " in row.place:
-            raise ValueError(f"no key {column!r} ({key}); it has {known}")  # each line may have its own keys
-        raise UsageError(
-            f"{key}: {row.place.rsplit(':', 1)[0].rsplit(', row', 1)[0]} has no column {column!r}; it has {known}"
-        )
+        if row.ragged:
+            raise ValueError(f"no key {column!r} ({key}); it has {known}")
+        raise UsageError(f"{key}: {row.source} has no column {column!r}; it has {known}")
     return row.values[column]
 
 
@@ -241,8 +239,9 @@ def _unique(parts: dict[str, list[Example]], problems: list[Problem]) -> dict[st
             key = _key(each.document)
             if key in seen:
                 place, other = seen[key]
-                leak = f"leaks: the same prompt is in the {other} split" if other != split else "the same prompt as"
-                problems.append(Problem(each.place, f"{leak} ({place})" if other != split else f"{leak} {place}"))
+                leak = f"leaks: the same prompt is in the {other} split"
+                reason = leak if other != split else "the same prompt as another row"
+                problems.append(Problem(each.place, reason, place))
                 continue
             seen[key] = each.place, split
             identity = hashlib.sha256(key.encode()).hexdigest()[:16]

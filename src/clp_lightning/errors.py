@@ -7,9 +7,9 @@ class ClpError(Exception):
     exit_code = 1
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """Return what another library's error says, on one line of at most `most` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+def one_line(error: object, most: int = 200) -> str:
+    """Return what another library's error or answer says, on one line of at most `most` characters."""
+    text = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, BaseException) else "")
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

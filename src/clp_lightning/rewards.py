@@ -13,15 +13,13 @@ import numpy as np
 
 from clp_lightning.config import Config
 from clp_lightning.config_rewards import RewardSection
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import fingerprint, read_json
 from clp_lightning.rewards_cache import Cache
 from clp_lightning.rewards_calls import Function, Http
 from clp_lightning.rewards_judge import Judge
-from clp_lightning.rewards_models import MAX_TOKENS, Encoder, Learned, Similarity
+from clp_lightning.rewards_models import Encoder, Learned, Similarity
 from clp_lightning.rewards_text import Brevity, Length, Pattern, Readability, Rouge
-
-__all__ = ["MAX_TOKENS", "Brevity", "Learned", "Monitors", "RewardSet", "distinct_2", "measure_normalization"]
 
 
 class Reward(Protocol):
@@ -218,7 +216,7 @@ def _named(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise type(error)(f"reward {name}: {error}") from error
     except Exception as error:
         raise ClpError(
-            f"reward {name} failed: {type(error).__name__}: {' '.join(str(error).split())};"
+            f"reward {name} failed: {type(error).__name__}: {one_line(error)};"
             " mend the reward or remove it from params.yaml"
         ) from error
 

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from clp_lightning.config_rewards import HttpReward, JudgeReward, PythonReward
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, one_line
 
 PAUSE = 0.5  # seconds before the second try, twice as long before each further one, at most LONGEST_PAUSE
 LONGEST_PAUSE = 8.0
@@ -93,9 +93,9 @@ class Client:
             except httpx.TimeoutException:
                 problem = f"gave no answer within {self.section.timeout:g} s"
             except httpx.TransportError as error:
-                problem = f"cannot be reached ({_short(error)})"
+                problem = f"cannot be reached ({one_line(error)})"
             except ValueError as error:
-                problem = _short(error)
+                problem = one_line(error)
         raise ClpError(f"{shown} {problem} ({tries} tries); start or mend the server, or correct url or timeout")
 
     def _answer(self, url: str, content: Any) -> Any:
@@ -111,14 +111,14 @@ class Client:
                     raise ValueError(f"answered with more than {LARGEST_ANSWER} bytes")
         status = response.status_code
         if status >= 500 or status in BUSY:
-            raise ValueError(f"answered {status} ({_short(body.decode(errors='replace'))})")
+            raise ValueError(f"answered {status} ({one_line(body.decode(errors='replace'))})")
         if status != 200:
-            text = _short(body.decode(errors="replace"))
+            text = one_line(body.decode(errors="replace"))
             raise ClpError(f"{url.split('?')[0]} answered {status} ({text}); correct url, or what the server expects")
         try:
             return json.loads(body, parse_int=float)  # an integer may be too large for a float, which then is infinite
         except (ValueError, RecursionError):
-            raise ValueError(f"answered no JSON ({_short(body.decode(errors='replace'))})") from None
+            raise ValueError(f"answered no JSON ({one_line(body.decode(errors='replace'))})") from None
 
     def _headers(self) -> dict[str, str]:
         name = self.section.token_env
@@ -156,10 +156,5 @@ def _scores(count: int, answer: Any) -> list[float]:
         raise ValueError(f"answered {found} for {count} responses")
     for row, score in enumerate(scores):
         if not isinstance(score, float) or not math.isfinite(score):
-            raise ValueError(f"answered {_short(repr(score))} for response {row + 1}, which is no finite number")
+            raise ValueError(f"answered {one_line(repr(score))} for response {row + 1}, which is no finite number")
     return scores
-
-
-def _short(text: object) -> str:
-    """Return the beginning of a text on one line."""
-    return " ".join(str(text).split())[:100]

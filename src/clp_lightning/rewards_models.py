@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clp_lightning.config_rewards import MAX_TOKENS
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, one_line
 from clp_lightning.sources import resolve
 
 LONGEST = 512  # tokens, where a tokenizer does not know its limit
@@ -176,9 +176,7 @@ def _load(kind: Any, name: str, root: Path, *, allow_pickle: bool) -> tuple[Any,
         model, report = kind.from_pretrained(found, local_files_only=local, output_loading_info=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(found, local_files_only=local)
     except Exception as error:  # of many libraries, for a file that is broken, missing or no model's
-        raise ClpError(
-            f"cannot load the model {name}: {' '.join(str(error).split())[:200]}; correct its name"
-        ) from error
+        raise ClpError(f"cannot load the model {name}: {one_line(error)}; correct its name") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where it finds no tokenizer
         raise ClpError(f"there is no tokenizer beside the model {name}; save one with tokenizer.save_pretrained")
     heads = sorted(key for key in report["missing_keys"] if "pooler" not in key)

@@ -68,8 +68,8 @@ class Service:
         """Return the body's weighting [K], None for the reference policy; raises `Refused`."""
         if body.model != self.name:
             raise Refused(404, f"model {body.model!r} is not served here; use {self.name!r}", "model_not_found")
-        example = ", ".join(f'"{name}": {1 / len(self.objectives):.2g}' for name in self.objectives)
         if body.weighting is None:
+            example = ", ".join(f'"{name}": {1 / len(self.objectives):.2g}' for name in self.objectives)
             raise Refused(400, f'weighting: give shares of the objectives, e.g. {{{example}}}, or "reference"')
         if body.weighting == "reference":
             return None

@@ -10,25 +10,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clp_lightning.errors import UsageError
+from clp_lightning.errors import UsageError, one_line
 
 FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 MEGABYTE = 1 << 20
 
 
 class Row(NamedTuple):
-    """One row; `place` says where it stands, `split` which split a dataset has it in."""
+    """One row of a source; `place` says where it stands, `split` which split a dataset has it in.
 
+    `ragged` says that rows of its source may have other keys each (JSON), so that a missing one is this row's problem alone.
+    """
+
+    source: str
     place: str
     values: dict[str, Any]
-    split: str | None
+    split: str | None = None
+    ragged: bool = False
 
 
 class Problem(NamedTuple):
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, and why; `other` is the place of another row that has to do with it."""
 
     place: str
     reason: str
+    other: str = ""
+
+    @property
+    def text(self) -> str:
+        """The reason, with the other row's place."""
+        return f"{self.reason} ({self.other})" if self.other else self.reason
 
 
 def read_rows(source: str, subset: str | None, root: Path = Path(".")) -> Iterator[Row | Problem]:
@@ -111,7 +122,7 @@ def _delimited(path: Path, source: str, delimiter: str | None) -> Iterator[Row |
         if reason is not None:
             yield Problem(place, reason)
         elif values:  # else an empty line
-            yield Row(place, dict(zip(header, values, strict=True)), None)
+            yield Row(source, place, dict(zip(header, values, strict=True)))
 
 
 def _delimiter(start: str) -> str:
@@ -126,10 +137,10 @@ def _json_lines(path: Path, source: str) -> Iterator[Row | Problem]:
         if isinstance(line, Problem):
             yield line
         elif line.strip():
-            yield _object(line, place)
+            yield _object(line, source, place)
 
 
-def _object(line: str, place: str) -> Row | Problem:
+def _object(line: str, source: str, place: str) -> Row | Problem:
     try:
         values = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -137,7 +148,7 @@ def _object(line: str, place: str) -> Row | Problem:
         return Problem(place, f"not JSON ({reason})")
     if not isinstance(values, dict):
         return Problem(place, "expected an object with the columns as keys")
-    return Row(place, values, None)
+    return Row(source, place, values, ragged=True)
 
 
 def _json_array(path: Path, source: str) -> Iterator[Row | Problem]:
@@ -149,7 +160,7 @@ def _json_array(path: Path, source: str) -> Iterator[Row | Problem]:
         raise UsageError(f"{source}: expected a list of objects; write one object per line (.jsonl)")
     for number, item in enumerate(items, 1):
         place = f"{source}, item {number}"
-        yield Row(place, item, None) if isinstance(item, dict) else Problem(place, "expected an object")
+        yield Row(source, place, item, ragged=True) if isinstance(item, dict) else Problem(place, "expected an object")
 
 
 def _parquet(path: Path, source: str) -> Iterator[Row | Problem]:
@@ -161,7 +172,7 @@ def _parquet(path: Path, source: str) -> Iterator[Row | Problem]:
         for batch in pq.ParquetFile(path).iter_batches(1024):
             for values in batch.to_pylist():
                 number += 1
-                yield Row(f"{source}, row {number}", values, None)
+                yield Row(source, f"{source}, row {number}", values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{source}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"
@@ -181,11 +192,11 @@ def _dataset(place: Path | str, subset: str | None, source: str, root: Path) -> 
             which = {"data_dir": subset} if inside else {"name": subset}
             loaded = datasets.load_dataset(str(place), **which, cache_dir=cache)
     except Exception as error:  # the library raises its own, those of the hub, of Arrow, and of the network
-        reason = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"{source}: neither a readable dataset folder nor one on the hub ({reason}); to fetch one set HF_HUB_OFFLINE=0"
+            f"{source}: neither a readable dataset folder nor one on the hub ({one_line(error)}); to fetch one set "
+            "HF_HUB_OFFLINE=0"
         ) from error
     splits = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
     for split, rows in splits:
         for number, values in enumerate(rows, 1):
-            yield Row(f"{source}{f'/{split}' if split else ''}, row {number}", dict(values), split)
+            yield Row(source, f"{source}{f'/{split}' if split else ''}, row {number}", dict(values), split)
