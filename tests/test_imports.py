@@ -20,7 +20,7 @@ DATA = {"data", "data_api", "data_table", "tables", "splits", "sources", "champi
 PARTS = {"base", "baselines", "checkpoints", "experts", "export", "loading", "pairs", "progress", "prompts", "rewards"}
 PARTS |= {"rollout", "trainer", "mixing", "sources"}
 PARTS |= {"rewards_cache", "rewards_calls", "rewards_judge", "rewards_models", "rewards_text"}
-POLICY = {"policy", "merging", "methods"}
+POLICY = {"policy", "policy_files", "merging", "methods"}
 WORK = {"serving", "serving_batch", "training", "evaluation", "reward_model", "oracle_methods"}
 SURFACE = {
     "stages",

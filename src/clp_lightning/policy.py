@@ -1,31 +1,26 @@
 """SteerablePolicy: a language model whose every row takes its own trade-off between the objectives."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from clp_lightning import policy_files
 from clp_lightning import weightings as simplex
 from clp_lightning.config import Generation
-from clp_lightning.config_data import Layers
-from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.errors import UsageError
 from clp_lightning.experts import Experts
 from clp_lightning.export import export
-from clp_lightning.files import atomic, read_json
-from clp_lightning.loading import load_base
 from clp_lightning.mixing import Mixture
 from clp_lightning.prompts import PromptTemplate, set_end
 from clp_lightning.rollout import Prompts, Responses, Steer, Step, repeated, response_log_probs, sampling_steps, stacked
 
 Weighting = Mapping[str, float]
-OLDER = {"chat": False, "end_token": None}  # what cards written before these settings existed mean
 
 
 class SteerablePolicy:
@@ -74,42 +69,7 @@ class SteerablePolicy:
         mixture: Mixture | None = None,
     ) -> "SteerablePolicy":
         """Load a folder that the pipeline wrote (`models/METHOD`); raises `ClpError` when it or its base is missing."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise ClpError(f"no model folder at {folder}; `make repro` writes models/clp-full")
-        card = read_json(
-            folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full"
-        )
-        base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device)
-        listed, layers = card.get("listed"), card.get("layers")
-        experts = Experts(
-            base,
-            conditioning=card["conditioning"],
-            experts=len(listed or card["objectives"]),
-            rank=card["rank"],
-            shared=card["shared"],
-            scaling=card["scaling"],
-            layers=Layers.model_validate(layers) if layers else None,
-        )
-        try:
-            experts.load_tensors(safetensors.torch.load_file(folder / "experts.safetensors"))
-        except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-            raise ClpError(
-                f"cannot read {folder}/experts.safetensors: {error}; run `dvc repro` to write it again"
-            ) from error
-        experts.to(base.device)
-        generation = Generation.model_validate(OLDER | card["generation"])
-        return cls(
-            base,
-            tokenizer,
-            generation,
-            objectives=card["objectives"],
-            experts=experts,
-            prompted=card["prompted"],
-            takes_alpha=card["takes_alpha"],
-            mixture=mixture,
-            listed=np.array(listed) if listed else None,
-        )
+        return cls(**policy_files.read(Path(folder), dtype=dtype, device=device), mixture=mixture)
 
     def save(self, folder: Path | str, *, base_model: str, **extra: Any) -> None:
         """Write experts and card atomically; `base_model` is the base's folder relative to `folder`."""
@@ -117,22 +77,12 @@ class SteerablePolicy:
         card = {
             "objectives": list(self.objectives),
             "base_model": base_model,
-            "conditioning": self.experts.conditioning,
-            "rank": self.experts.rank,
-            "shared": self.experts.shared,
             "prompted": self.prompted,
             "takes_alpha": self.takes_alpha,
             "listed": None if self.listed is None else self.listed.tolist(),
-            "scaling": self.experts.scaling,
-            "layers": self.experts.patterns.model_dump() if self.experts.patterns else None,
             "generation": self.generation.model_dump(),
-            **extra,
         }
-        with atomic(folder) as beside:
-            beside.mkdir()
-            tensors = {name: tensor.contiguous() for name, tensor in self.experts.tensors().items()}
-            safetensors.torch.save_file(tensors, beside / "experts.safetensors")
-            (beside / "clp.json").write_text(json.dumps(card, indent=2) + "\n")
+        policy_files.write(Path(folder), self.experts, card | extra)
 
     def tokenize(self, documents: Sequence[str], coefficients: Tensor | None = None) -> Prompts:
         """Fill the prompt template and tokenize; `coefficients` [G, K] are written in if the policy is prompted."""
