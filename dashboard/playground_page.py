@@ -70,7 +70,7 @@ def _page(store: Store) -> None:
     lost = play.left_out(text)
     if lost:
         st.warning(
-            f"The policy reads only the first part of this text: its last {lost} tokens do not fit.",
+            f"The policy reads only part of this text: {lost} tokens at its end (of a conversation: at its start) do not fit.",
             icon=":material/content_cut:",
         )
     outcome = _write(play, request, view.objectives)

@@ -1,9 +1,11 @@
 """What the flows are made of, without a server: progress lines, artifact keys, curves, mistakes in prefect.yaml."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
+from clp_lightning import stage_files, stages
 from flows import artifacts, dvc_state
 from flows.check import wrong
 
@@ -35,6 +37,15 @@ def test_nested_metrics_become_rows():
 def test_a_curve_becomes_a_picture_also_with_gaps(tmp_path):
     (tmp_path / "curve.csv").write_text("step,loss,kl,seconds\n1,2.0,,1\n2,1.0,0.5,1\n")
     assert artifacts._plot(tmp_path / "curve.csv").startswith(b"\x89PNG")
+
+
+def test_a_stage_that_trains_nothing_has_an_empty_curve(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stage_files.BASE.mkdir(parents=True)
+    stages.sft(SimpleNamespace(sft=None))
+    curve = stage_files.REPORTS / "curves" / "sft.csv"
+    assert curve.read_text() == "step,loss\n"  # DVC wants the file and draws nothing
+    assert artifacts._plot(curve).startswith(b"\x89PNG")
 
 
 def test_the_projects_own_deployments_are_right(repository, tmp_path):

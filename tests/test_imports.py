@@ -41,6 +41,7 @@ SURFACE |= {
     "playground",
     "doctor",
     "cli_doctor",
+    "cli_report",
     "server",
     "server_answers",
     "server_bodies",

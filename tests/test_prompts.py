@@ -2,8 +2,10 @@
 
 import pytest
 from tiny_models import DOCUMENTS, GENERATION, write_model
-from tokenizers import processors
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, processors
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clp_lightning.errors import UsageError
 from clp_lightning.prompts import PromptTemplate, set_end
@@ -55,6 +57,42 @@ def test_of_a_long_conversation_the_oldest_turns_go(tokenizer):
     text = read(tokenizer, talk, chat=True, template="{document}", max_prompt_tokens=90)
     assert text.endswith("<user> delete it\n<assistant>") and "list all 7" in text and "list all 0" not in text
     assert text.startswith("<user>")
+
+
+def test_what_is_too_long_loses_its_end_and_a_conversation_its_start(tokenizer):
+    """Derived by hand with a tokenizer of whole words: `Human:` is two tokens, the template's end `Assistant:` two more."""
+    words = "Human Assistant : one two three four yes why is it so".split()
+    backend = Tokenizer(WordLevel({"?": 0, "<end>": 1} | {word: n for n, word in enumerate(words, 2)}, "?"))
+    backend.pre_tokenizer = Whitespace()
+    by_word = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>")
+    talk, answering = "Human: one two three four\n\nAssistant: yes\n\nHuman: why is it so", "{document}\n\nAssistant:"
+    for room, kept, left_out in (
+        (17, "Human : one two three four Assistant : yes Human : why is it so", 0),
+        (13, "three four Assistant : yes Human : why is it so", 4),
+        (8, "Human : why is it so", 9),
+        (4, "it so", 13),
+        (2, "", 15),
+    ):
+        options = {"template": answering, "max_prompt_tokens": room}
+        assert read(by_word, talk, **options) == f"{kept} Assistant :".strip()
+        template = PromptTemplate(by_word, GENERATION.model_copy(update=options), ("a", "b"))
+        assert template.left_out(talk) == left_out
+    plain = "one two three four why is it so"
+    assert read(by_word, plain, template=answering, max_prompt_tokens=7) == "one two three four why Assistant :"
+    # nobody asks anything here, so it is a text that looks like turns
+    assert (
+        read(by_word, "Assistant: one two three", template=answering, max_prompt_tokens=5)
+        == "Assistant : one Assistant :"
+    )
+
+
+def test_a_last_turn_that_is_too_long_for_a_chat_template_keeps_its_end(tokenizer):
+    tokenizer.chat_template = CHAT
+    options = {"chat": True, "template": "{document}", "max_prompt_tokens": 40}
+    text = read(tokenizer, "Human: " + "list all " * 40 + "delete it", **options)
+    assert text.startswith("<user> ") and text.endswith("all delete it\n<assistant>")
+    text = read(tokenizer, "delete it" + " list all" * 40, **options)
+    assert text.startswith("<user> delete it list") and text.endswith("\n<assistant>")
 
 
 def test_what_a_model_lacks_is_one_line(tokenizer):

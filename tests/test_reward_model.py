@@ -2,12 +2,14 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny_data import write_encoder
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from clp_lightning import reward_model
 from clp_lightning.config_data import Preferences, RewardModel
@@ -72,6 +74,24 @@ def test_first_loss_is_that_of_a_fair_coin(train, tmp_path):
     # a fresh head gives nearly equal logits: -log sigmoid(0) = log 2
     train("model", steps=1)
     assert pd.read_csv(tmp_path / "model" / "training_curve.csv")["loss"][0] == pytest.approx(math.log(2), abs=0.05)
+
+
+def test_of_a_long_conversation_the_start_is_left_out(encoder, monkeypatch):
+    """By hand: of 14 tokens 3 are the model's own, two the answer's, so that of the conversation's 11 the last 9 are read."""
+    talk = "Human: lists the key\n\nAssistant: of\n\nHuman: bucket"
+    pairs, read = pd.DataFrame([{"document": talk, "chosen": "a good", "rejected": "a bad"}]), []
+
+    def model(input_ids, **rest):
+        read.extend(tokenizer.batch_decode(input_ids))
+        return SimpleNamespace(logits=torch.zeros(2, 1))
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    options = {"steps": 1, "batch_size": 1, "learning_rate": 0.1, "max_tokens": 14, "seed": 0}
+    module = reward_model.RewardModule(model, tokenizer, pairs, **options)
+    monkeypatch.setattr(module, "record", lambda **values: None)
+    module.training_step(None, 0)
+    kept = "[CLS] lists the key Assistant : of Human : bucket [SEP]"
+    assert read == [f"{kept} a good [SEP]", f"{kept} a bad [SEP]"]
 
 
 def test_killed_training_resumes_to_the_same_model(train, tmp_path, monkeypatch):

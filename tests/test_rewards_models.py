@@ -106,6 +106,22 @@ def test_what_is_too_long_keeps_the_response(classifier):
     assert np.ptp(reward(long[:1] * 2, ["makes one", "is gone"])) > 1e-3
 
 
+def test_a_conversation_that_is_too_long_keeps_its_last_turn(classifier):
+    """By hand: of 16 tokens 3 are the model's own. Beside two of a response there is room for 11; a long one leaves 6."""
+    talk = "Human: one two three four five six\n\nAssistant: yes\n\nHuman: why is it so"
+    short, long = "makes one", "one two three four five six one two three"
+    reward = Learned(classifier, max_tokens=16)
+    for response, kept, left in (
+        (short, "five six Assistant: yes Human: why is it so", short),
+        (long, "Human: why is it so", "one two three four five six one"),
+    ):
+        assert reward([talk], [response]) == pytest.approx(direct(classifier, [kept], [left]), abs=1e-5)
+    # in company of a text, which loses its end, and of a conversation that fits
+    texts = ["one two three four five six yes why is it so yes why", talk, "Human: why is it so"]
+    kept = ["one two three four five six yes why is it so", "five six Assistant: yes Human: why is it so", texts[2]]
+    assert reward(texts, [short] * 3) == pytest.approx(direct(classifier, kept, [short] * 3), abs=1e-5)
+
+
 def test_decoder_without_a_padding_token(decoder):
     found = Learned(decoder)(DOCUMENTS, RESPONSES)
     joined = [d + r for d, r in zip(DOCUMENTS, RESPONSES, strict=True)]

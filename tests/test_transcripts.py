@@ -42,6 +42,13 @@ def test_a_text_is_one_message_of_the_user():
     ]
 
 
+def test_a_transcript_is_turns_from_its_beginning_with_a_person_in_them():
+    for text in ("Human: Hi", "\n\nHuman: Hi\n\nAssistant: Hello.", "System: Be kind.\n\nHuman: Hi"):
+        assert transcripts.is_transcript(text)
+    for text in ("", "Hi", "About Human: and so on", "A text.\n\nHuman: Hi", "System: the boot log", "Assistant: x"):
+        assert not transcripts.is_transcript(text)
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [

@@ -1,6 +1,5 @@
 """The command `clp`."""
 
-import functools
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clp_lightning import cli_champion, cli_data, cli_doctor, cli_serve
+from clp_lightning import cli_champion, cli_data, cli_doctor, cli_report, cli_serve
 from clp_lightning.config import load_config
 from clp_lightning.errors import ClpError, UsageError
 
@@ -130,56 +129,6 @@ def export(
 
 
 @app.command()
-def frontier(
-    store: Annotated[Path, typer.Option(help="The DuckDB file that the pipeline published.")] = Path("frontier.duckdb"),
-    run: Annotated[str | None, typer.Option(help="Run to show; the newest by default.")] = None,
-    against: Annotated[str | None, typer.Option(help="Another run to compare with, method by method.")] = None,
-    seeds: Annotated[bool, typer.Option(help="Pool the runs that differ in training.seed only.")] = False,
-    points: Annotated[bool, typer.Option(help="Print every point, also of many methods.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-) -> None:
-    """Print the comparison of the methods from the store.
-
-    Example: clp frontier --json | jq '.methods[].hypervolume'
-    """
-    from clp_lightning import report_tables, runs
-    from clp_lightning.report import comparison
-    from clp_lightning.store import Store
-
-    opened, console = Store(store), Console()
-    if against:
-        compared = runs.against(opened, opened.run(run)["run_id"], opened.run(against)["run_id"])
-        show = report_tables.print_against
-    elif seeds:
-        compared = report_tables.seeds_as_json(runs.over_seeds(opened, runs.siblings(opened, run)))
-        show = report_tables.print_seeds
-    else:
-        compared = comparison(opened, run)
-        show = functools.partial(report_tables.print_table, points=points)
-    if as_json:
-        print(json.dumps(compared, indent=2))
-    else:
-        show(compared, console)
-
-
-@app.command()
-def report(
-    out: Annotated[Path, typer.Argument(help="File to write; it is replaced.")] = Path("reports/report.html"),
-    store: Annotated[Path, typer.Option(help="The DuckDB file that the pipeline published.")] = Path("frontier.duckdb"),
-    run: Annotated[str | None, typer.Option(help="Run to report; the newest by default.")] = None,
-) -> None:
-    """Write one self-contained HTML file with the figures and tables of a run.
-
-    Example: clp report --run 0123456789abcdef reports/report.html
-    """
-    from clp_lightning.report_html import write_html
-    from clp_lightning.store import Store
-
-    write_html(Store(store), run, out)
-    print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); any browser opens it, offline too")
-
-
-@app.command()
 def oracle(
     objectives: Annotated[int, typer.Option(min=1, max=6, help="Number of conflicting rewards.")] = 2,
     alpha: Annotated[
@@ -221,6 +170,7 @@ def stage(
     stages.run(name, load_config(params), method, reward)
 
 
+cli_report.register(app)
 cli_champion.register(app)
 cli_data.register(app)
 cli_doctor.register(app)

@@ -153,7 +153,7 @@ class RewardModel(Section):
 
     pairs: Annotated[Corruptions | Preferences, Field(discriminator="kind")]
     encoder: Annotated[str, Field(min_length=1)]  # `package:NAME/PATH`, a local folder or a hub name
-    max_tokens: Positive  # of prompt and answer together; longer ones lose the prompt's end
+    max_tokens: Positive  # of both texts; the longer one loses its end, a conversation its start
     steps: Positive
     batch_size: Positive
     learning_rate: Rate

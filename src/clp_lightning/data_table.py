@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from clp_lightning import transcripts
 from clp_lightning.config_data import ColumnSplits, GivenSplits, HashSplits, Preferences, Table
 from clp_lightning.errors import ClpError, UsageError
-from clp_lightning.tables import Problem, Row, read_rows
+from clp_lightning.tables import Problem, Row, read_rows, text_of, value_of
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 ORDER = ("test", "validation", "train")  # of two equal prompts in two splits, the training row is the one to go
@@ -121,18 +121,18 @@ def _example_of(config: Table) -> Callable[[Row], Example]:
     def parse(row: Row) -> Example:
         reference: str | None = None
         if config.messages is not None:
-            document, reference = transcripts.from_messages(_value(row, config.messages, "data.messages"))
+            document, reference = transcripts.from_messages(value_of(row, config.messages, "data.messages"))
         elif config.transcript is not None:
-            document, reference = transcripts.split_answer(_text(row, config.transcript, "data.transcript"))
+            document, reference = transcripts.split_answer(text_of(row, config.transcript, "data.transcript"))
         else:
             assert config.prompt is not None
-            values = {name: _text(row, name, "data.prompt") for name in fields}
+            values = {name: text_of(row, name, "data.prompt") for name in fields}
             document = config.prompt.format(**values) if "{" in config.prompt else values[config.prompt]
         if config.reference is not None:
-            reference = _text(row, config.reference, "data.reference")
-        named = row.split if split is None else str(_value(row, split, "data.splits.column"))
+            reference = text_of(row, config.reference, "data.reference")
+        named = row.split if split is None else str(value_of(row, split, "data.splits.column"))
         document = document.strip()
-        groups = document if group is None else str(_value(row, group, "data.splits.group"))
+        groups = document if group is None else str(value_of(row, group, "data.splits.group"))
         return Example(row.place, "", groups, document, reference, named)
 
     return parse
@@ -140,11 +140,11 @@ def _example_of(config: Table) -> Callable[[Row], Example]:
 
 def _pair_of(config: Preferences) -> Callable[[Row], Pair]:
     def parse(row: Row) -> Pair:
-        chosen, rejected = (_value(row, name, "pairs") for name in (config.chosen, config.rejected))
+        chosen, rejected = (value_of(row, name, "pairs") for name in (config.chosen, config.rejected))
         if config.prompt is None:
             document, better, worse = transcripts.implicit_prompt(chosen, rejected)
         else:
-            prompt = _value(row, config.prompt, "pairs.prompt")
+            prompt = value_of(row, config.prompt, "pairs.prompt")
             document = _transcript(prompt)
             better, worse = _answer(chosen), _answer(rejected)
         if not document.strip() or not better.strip() or not worse.strip():
@@ -170,26 +170,6 @@ def _answer(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("chosen and rejected must be texts, or one message of the assistant each")
     return value
-
-
-def _value(row: Row, column: str, key: str) -> Any:
-    if column not in row.values:
-        known = ", ".join(map(str, row.values)) or "none"
-        if row.ragged:
-            raise ValueError(f"no key {column!r} ({key}); it has {known}")
-        raise UsageError(f"{key}: {row.source} has no column {column!r}; it has {known}")
-    return row.values[column]
-
-
-def _text(row: Row, column: str, key: str) -> str:
-    value = _value(row, column, key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{column!r} is {'empty' if value is None or isinstance(value, str) else 'no text'}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{column!r} holds half a character (a lone surrogate)")
-    return value.strip()
 
 
 def _fields(prompt: str) -> list[str]:

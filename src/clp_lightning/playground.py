@@ -61,7 +61,7 @@ class Playground:
         return cls(policy, RewardSet(rewards.rewards, {"objectives": normalization}))
 
     def left_out(self, text: str) -> int:
-        """Return how many tokens at the text's end the policy does not read, for want of room."""
+        """Return how many tokens at the text's end (a conversation's start) the policy does not read, for want of room."""
         return int(self.policy.template.left_out(text))
 
     def write(

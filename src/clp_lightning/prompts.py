@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from clp_lightning.config import Generation
 from clp_lightning.errors import UsageError, one_line
 from clp_lightning.rollout import Prompts
-from clp_lightning.transcripts import to_messages
+from clp_lightning.transcripts import is_transcript, to_messages
 
 MARK = "<<the document stands here>>"
 MIN_LAST_TURN = 16  # tokens of the last turn that are kept before older turns
@@ -37,15 +37,15 @@ class PromptTemplate:
     ) -> Prompts:
         """Tokenize documents in the template, [G, P] left-padded; `coefficients` [G, K] are written in front if given.
 
-        A document too long for `max_prompt_tokens` loses words at its end, never the template's tail. Raises
-        `UsageError` for an empty document, with its number.
+        A document too long for `max_prompt_tokens` loses words at its end, a conversation at its start; the template stays
+        whole. Raises `UsageError` for an empty document, with its number.
         """
         for row, document in enumerate(documents):
             if not document.strip():
                 raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
         texts = [self.written(row) for row in coefficients] if coefficients is not None else [""] * len(documents)
         parts = [self._parts(document, text) for document, text in zip(documents, texts, strict=True)]
-        rows = [head + ids[:room] + tail for head, ids, tail, room in parts]
+        rows = [before + kept + behind for before, kept, behind, _ in parts]
         width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
         return Prompts(
             torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),
@@ -53,9 +53,8 @@ class PromptTemplate:
         )
 
     def left_out(self, document: str) -> int:
-        """Return how many tokens at a document's end do not fit into the prompt."""
-        _, ids, _, room = self._parts(document, "")
-        return max(0, len(ids) - room)
+        """Return how many tokens at a document's end, or at a conversation's start, do not fit into the prompt."""
+        return self._parts(document, "")[3]
 
     def responses(
         self, responses: Sequence[str], max_tokens: int | None, device: torch.device | str
@@ -87,9 +86,10 @@ class PromptTemplate:
         return len(written) + self.generation.max_prompt_tokens + self.generation.max_new_tokens
 
     def _parts(self, document: str, written: str) -> tuple[list[int], list[int], list[int], int]:
-        """Return the tokens before the document, its own and those behind it, and how many of its own there is room for.
+        """Return the tokens before the document, those of its own that fit, those behind it, and how many do not fit.
 
-        The written weighting costs no room. It stands in front, in a conversation at the start of the last turn.
+        What a conversation asks for stands at its end, what a text is about mostly at its beginning. The written weighting
+        costs no room. It stands in front, in a chat template at the start of the last turn.
         """
         added = self._encode([written])[0] if written else []
         if self.generation.chat:
@@ -99,10 +99,12 @@ class PromptTemplate:
             (begin, end), (head, tail) = self._special, self._template
             before, text, tail = begin + added + head, document.strip(), tail + end
         room = self.generation.max_prompt_tokens - (len(before) - len(added)) - len(tail)
-        return before, self._encode([text])[0], tail, max(0, room)
+        ids = self._encode([text])[0]
+        lost = max(0, len(ids) - max(0, room))
+        return before, ids[lost:] if is_transcript(document) else ids[: len(ids) - lost], tail, lost
 
     def _chat(self, document: str) -> tuple[list[int], str, list[int]]:
-        """Render a conversation; the oldest turns go where it is too long, and of the last one the end."""
+        """Render a conversation; the oldest turns go where it is too long."""
         messages = to_messages(document)
         last = messages[-1]["content"]
         head, tail = self.generation.template.split("{document}")

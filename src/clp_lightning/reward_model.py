@@ -19,7 +19,7 @@ from clp_lightning.config_data import RewardModel
 from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic
 from clp_lightning.pairs import UNSEEN_KINDS
-from clp_lightning.rewards_models import Learned
+from clp_lightning.rewards_models import Learned, fitting, set_padding
 from clp_lightning.sources import resolve
 from clp_lightning.splits import read_split
 from clp_lightning.trainer import StepModule, fit, write_curve
@@ -68,9 +68,10 @@ class RewardModule(StepModule):
         """Mean Bradley-Terry loss of a batch of pairs."""
         rng = np.random.default_rng([self.seed, self.global_step])
         rows = self.pairs.iloc[rng.choice(len(self.pairs), min(self.batch_size, len(self.pairs)), replace=False)]
+        documents, answers = [*rows["document"], *rows["document"]], [*rows["chosen"], *rows["rejected"]]
         tokens = self.tokenizer(
-            [*rows["document"], *rows["document"]],
-            [*rows["chosen"], *rows["rejected"]],
+            fitting(self.tokenizer, documents, answers, self.max_tokens),
+            answers,
             truncation=True,
             max_length=self.max_tokens,
             padding=True,
@@ -123,9 +124,7 @@ def _classifier(encoder: str) -> tuple[Any, Any]:
         raise ClpError(
             f"encoder {encoder}: {one_line(error)}; name a folder with safetensors and a tokenizer"
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id
+    set_padding(model, tokenizer)
     return model, tokenizer
 
 

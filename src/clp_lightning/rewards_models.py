@@ -1,5 +1,6 @@
 """Rewards and embeddings from transformers models: classifiers' logits and the cosine of mean-pooled states."""
 
+import bisect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from clp_lightning.config_rewards import MAX_TOKENS
 from clp_lightning.errors import ClpError, one_line
 from clp_lightning.sources import resolve
+from clp_lightning.transcripts import is_transcript
 
 LONGEST = 512  # tokens, where a tokenizer does not know its limit
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -20,7 +22,7 @@ class Learned:
 
     `template` says how it reads the two texts: as a `pair` (a cross-encoder), as a user's and an assistant's message in the
     tokenizer's `chat` template, or filled into a text with {document} and {response}. What is longer than `max_tokens`, by
-    default what the tokenizer says, loses the end of the longer text of a pair, else its front.
+    default what the tokenizer says, loses the end of the longer text of a pair (a conversation its start), else its front.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class Learned:
         )
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            texts = self._texts(tokenizer, [documents[row] for row in rows], [responses[row] for row in rows])
+            longest = self.max_tokens or min(tokenizer.model_max_length, LONGEST)
+            texts = self._texts(tokenizer, [documents[row] for row in rows], [responses[row] for row in rows], longest)
             tokens = tokenizer(
                 *texts,
                 add_special_tokens=self.template != "chat",  # the template has written them
                 truncation=True,
-                max_length=self.max_tokens or min(tokenizer.model_max_length, LONGEST),
+                max_length=longest,
                 padding=True,
                 return_tensors="pt",
             ).to(model.device)
@@ -62,10 +65,10 @@ class Learned:
                 values[rows] = model(**tokens).logits[:, self.index].double().cpu().numpy()
         return values
 
-    def _texts(self, tokenizer: Any, documents: list[str], responses: list[str]) -> tuple[list[str], ...]:
+    def _texts(self, tokenizer: Any, documents: list[str], responses: list[str], longest: int) -> tuple[list[str], ...]:
         """Return what the tokenizer gets: two lists of texts for a pair, else one."""
         if self.template == "pair":
-            return documents, responses
+            return fitting(tokenizer, documents, responses, longest), responses
         pairs = zip(documents, responses, strict=True)
         if self.template == "chat":
             turns = [
@@ -91,10 +94,7 @@ class Learned:
                 raise ClpError(f"the tokenizer of {self.model} has no chat template; set template to pair or to a text")
             if self.template != "pair":
                 tokenizer.truncation_side = "left"  # the response is at the end
-            if tokenizer.pad_token is None:
-                tokenizer.pad_token = tokenizer.eos_token
-            if model.config.pad_token_id is None:  # decoders look for the last token that is none
-                model.config.pad_token_id = tokenizer.pad_token_id
+            set_padding(model, tokenizer)
             self._loaded = (model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
         return self._loaded
 
@@ -147,6 +147,32 @@ class Similarity:
         """Return cosines, -1 to 1."""
         others = documents if references is None else references
         return np.asarray((self.encoder(others) * self.encoder(responses)).sum(-1))
+
+
+def fitting(tokenizer: Any, documents: Sequence[str], responses: Sequence[str], longest: int) -> list[str]:
+    """Return the documents, of conversations as many words at the end as fit beside the response in `longest` tokens.
+
+    Other documents are left to the tokenizer, which cuts the end of the longer text of a pair; so it does with responses.
+    """
+    room = longest - tokenizer.num_special_tokens_to_add(pair=True)
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # longer than it warns of
+
+    def end(document: str, response: str) -> str:
+        share = max(room - tokens(response), room // 2, 0)  # what the tokenizer, too, leaves to a longer text
+        words = [0, *(space.start() for space in re.finditer(r"\s+", document)), len(document)]
+        return document[words[bisect.bisect_left(words, -share, key=lambda start: -tokens(document[start:]))] :]
+
+    pairs = zip(documents, responses, strict=True)
+    return [end(*pair) if is_transcript(pair[0]) else pair[0] for pair in pairs]
+
+
+def set_padding(model: Any, tokenizer: Any) -> None:
+    """Make model and tokenizer agree on the padding token, which is the end of text where the tokenizer has none."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token that is none
 
 
 def _filled(template: str, document: str, response: str) -> str:

@@ -34,10 +34,13 @@ def metrics(stage: str, values: dict[str, Any]) -> None:
 
 
 def curve(stage: str, rows: list[dict[str, float]]) -> None:
-    """Write a training curve for `dvc plots`."""
-    from clp_lightning.trainer import write_curve
-
+    """Write a training curve for `dvc plots`; without rows an empty one, since DVC wants the file."""
     with atomic(REPORTS / "curves" / f"{stage}.csv") as beside:
+        if not rows:
+            beside.write_text("step,loss\n")
+            return
+        from clp_lightning.trainer import write_curve
+
         write_curve(rows, beside)
 
 

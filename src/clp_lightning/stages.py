@@ -36,7 +36,7 @@ def sft(config: Config) -> None:
     if config.sft is None:
         with atomic(files.REFERENCE) as beside:
             shutil.copytree(files.BASE, beside)
-        files.curve("sft", [{"step": 0, "loss": float("nan")}])
+        files.curve("sft", [])
         files.metrics("sft", {"steps": 0})
         return
     import torch

@@ -42,6 +42,13 @@ class MethodResults:
         return self.folder / "results.parquet"
 
     @property
+    def curve(self) -> pd.DataFrame:
+        """The training's curve, one row per step and value; none for a method that trains nothing."""
+        file = self.folder / "training_curve.csv"
+        wide = pd.read_csv(file) if file.is_file() else pd.DataFrame({"step": pd.Series(dtype=int)})
+        return wide.melt("step", var_name="name").assign(method=self.method)
+
+    @property
     def weightings(self) -> frontier.Array | None:
         """The weightings [N, K] of the points; None for a policy that takes none."""
         weights = self.points["weighting"]

@@ -27,10 +27,10 @@ from clp_lightning.store_schema import (
     LASTING,
     SCHEMA_VERSION,
     TABLES,
-    NewerStoreError,
     attach,
     copy_of,
     one_line,
+    readable,
 )
 
 LIBRARIES = ("clp-lightning", "torch", "transformers", "lightning", "moocore", "numpy", "duckdb", "botocore")
@@ -94,7 +94,7 @@ def _rebuilding(store: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path |
     with _one_publisher(store), atomic(store) as beside:
         for wal in (_wal(beside), _wal(store)):  # of killed writers: DuckDB would replay it into a file it is not of
             wal.unlink(missing_ok=True)
-        unreadable = store.exists() and not _readable(store)
+        unreadable = store.exists() and not readable(store)
         try:
             with contextlib.closing(duckdb.connect(beside, config=_LIMITS)) as connection:
                 yield connection, None if unreadable or not store.exists() else store
@@ -138,15 +138,8 @@ def _frames(found: list[MethodResults], problems: dict[str, str], config: Config
         | {"weights_hash": next((f.summary.get("weights_hash") for f in found if f.method == name), None)}
         for position, name in enumerate(config.compared)
     ]
-    curves = pd.concat([_curve(f) for f in found], ignore_index=True)
+    curves = pd.concat([f.curve for f in found], ignore_index=True)
     return {"runs": pd.DataFrame([run]), "methods": pd.DataFrame(methods), "curves": curves, **measured}
-
-
-def _curve(found: MethodResults) -> pd.DataFrame:
-    """Return a training's curve, one row per step and value; none for a method that trains nothing."""
-    file = found.folder / "training_curve.csv"
-    wide = pd.read_csv(file) if file.is_file() else pd.DataFrame({"step": pd.Series(dtype=int)})
-    return wide.melt("step", var_name="name").assign(method=found.method)
 
 
 def _write(
@@ -229,24 +222,6 @@ def _one_publisher(store: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def _readable(store: Path) -> bool:
-    with contextlib.closing(duckdb.connect()) as connection:
-        try:
-            version = attach(connection, store, older=True)
-            for table in TABLES:  # read everything: a block may be damaged
-                if query := copy_of(table, version):
-                    connection.execute(f"SELECT bit_xor(hash(t)) FROM ({query}) t").fetchall()  # noqa: S608
-        except NewerStoreError:
-            raise
-        except duckdb.Error:
-            return False
-        except ClpError as error:
-            if isinstance(error.__cause__, duckdb.Error) and "lock" in str(error.__cause__):
-                raise  # in use elsewhere, not broken
-            return False
-    return True
 
 
 def _wal(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """The store's tables, and how a file is opened and checked. A change of any table needs another `SCHEMA_VERSION`."""
 
+import contextlib
 from pathlib import Path
 
 import duckdb
@@ -166,6 +167,25 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path, *, older: bool = F
 
 class NewerStoreError(ClpError):
     """A store that a newer version wrote: never replaced, never set aside."""
+
+
+def readable(store: Path) -> bool:
+    """Whether all of a store can be read; raises `ClpError` for one that is in use, or of a newer version."""
+    with contextlib.closing(duckdb.connect()) as connection:
+        try:
+            version = attach(connection, store, older=True)
+            for table in TABLES:  # read everything: a block may be damaged
+                if query := copy_of(table, version):
+                    connection.execute(f"SELECT bit_xor(hash(t)) FROM ({query}) t").fetchall()  # noqa: S608
+        except NewerStoreError:
+            raise
+        except duckdb.Error:
+            return False
+        except ClpError as error:
+            if isinstance(error.__cause__, duckdb.Error) and "lock" in str(error.__cause__):
+                raise  # in use elsewhere, not broken
+            return False
+    return True
 
 
 def not_a_store(path: Path, error: Exception) -> ClpError:

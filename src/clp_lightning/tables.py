@@ -53,6 +53,28 @@ def read_rows(source: str, subset: str | None, root: Path = Path(".")) -> Iterat
         raise UsageError(f"{source}: no such file or folder; correct the path")
 
 
+def value_of(row: Row, column: str, key: str) -> Any:
+    """Return a column's value; without such a column `UsageError`, or `ValueError` where rows have other keys each."""
+    if column not in row.values:
+        known = ", ".join(map(str, row.values)) or "none"
+        if row.ragged:
+            raise ValueError(f"no key {column!r} ({key}); it has {known}")
+        raise UsageError(f"{key}: {row.source} has no column {column!r}; it has {known}")
+    return row.values[column]
+
+
+def text_of(row: Row, column: str, key: str) -> str:
+    """Return a column's text without the space around it; raises `ValueError` for what is none, else as `value_of`."""
+    value = value_of(row, column, key)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{column!r} is {'empty' if value is None or isinstance(value, str) else 'no text'}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{column!r} holds half a character (a lone surrogate)")
+    return value.strip()
+
+
 def _file(path: Path, source: str) -> Iterator[Row | Problem]:
     match path.suffix.lower():
         case ".csv" | ".tsv":

@@ -14,6 +14,12 @@ NAMES = {role: name for name, role in ROLES.items()} | {"developer": "System"}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System): ?")
 
 
+def is_transcript(document: str) -> bool:
+    """Whether a text is turns from its beginning, one of them a person's."""
+    turns = [turn[1] for turn in _TURN.finditer(document.strip())]
+    return "Human" in turns and _TURN.match(document.strip()) is not None
+
+
 def to_messages(document: str) -> list[dict[str, str]]:
     """Return the messages (role, content) of a transcript; a text without turns is one message of the user."""
     parts = _TURN.split(document.strip())
