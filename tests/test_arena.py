@@ -57,6 +57,35 @@ def answers(rows, weight=None):
     return chosen.sort_values("prompt_id", kind="stable").response.tolist()
 
 
+def test_a_policy_conditioned_on_alpha_is_compared_at_several_kl_strengths(smoke, tmp_path, monkeypatch):
+    """At alpha = 1 every coefficient (1 - alpha) w is 0, so the answers are the reference policy's; at the lowest they are
+    those of the method itself, which is evaluated there."""
+    folder = Path(shutil.copytree(smoke, tmp_path / "project"))
+    values = load_config(folder / "params.yaml").model_dump()
+    values["training"]["alpha_high"] = 1.0
+    strengths = {"at-low": values["training"]["alpha"], "at-one": 1.0}
+    values["derived"] = {
+        name: {"of": "clp-full", "decoding": {"kind": "kl_strength", "alpha": alpha}}
+        for name, alpha in strengths.items()
+    }
+    monkeypatch.chdir(folder)
+    config = Config.model_validate(values)
+    stages.run("train", config, "clp-full")
+    for method in ("clp-full", *strengths):
+        stages.run("evaluate", config, method)
+    results = {
+        name: pd.read_parquet(f"results/{name}/results.parquet") for name in ("reference", "clp-full", *strengths)
+    }
+    assert answers(results["at-low"]) == answers(results["clp-full"]) != answers(results["at-one"])
+    for weight in results["at-one"]["w:informativeness"].unique():
+        assert answers(results["at-one"], weight) == answers(results["reference"])
+    values["derived"]["at-one"]["decoding"]["alpha"] = 0.01
+    with pytest.raises(
+        ValueError, match=r"alpha: 0\.01 is outside of the KL strengths that training draws, 0\.05 to 1; choose"
+    ):
+        Config.model_validate(values)
+
+
 def test_logit_mixing_at_a_vertex_is_that_expert(arena):
     _, _, results = arena
     for weight in (0.0, 1.0):

@@ -146,6 +146,9 @@ def test_configuration_cannot_be_changed(repository):
          "training.alpha_start: must be larger than training.alpha, and that larger than 0; null keeps alpha constant"),
         ("training", {**DEFAULT["training"], "alpha_start": 0.9, "alpha_high": 0.5},
          "training.alpha_start: a policy conditioned on alpha has no single one to start from; use null"),
+        ("derived", {"mild": {"of": "clp-full", "decoding": {"kind": "kl_strength", "alpha": 0.2}}},
+         "derived.mild.decoding.kind: kl_strength needs several rewards and a range of KL strengths; "
+         "training.alpha_high is null"),
         ("training", {**DEFAULT["training"], "advantages": "objective", "baseline": "value"},
          "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"),
         ("methods.clp-full.conditioning", "none",

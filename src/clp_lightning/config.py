@@ -22,7 +22,7 @@ from clp_lightning.config_data import (
     Table,
 )
 from clp_lightning.config_errors import first_problem, yaml_problem
-from clp_lightning.config_methods import REFERENCE, Derived, Method, check_methods
+from clp_lightning.config_methods import REFERENCE, Derived, KlStrength, Method, check_methods
 from clp_lightning.config_rewards import Rewards
 from clp_lightning.config_types import Name, Positive, Rate, Section, Share
 from clp_lightning.errors import UsageError
@@ -153,7 +153,24 @@ class Config(Section):
             raise ValueError(
                 "training.alpha_start: a policy conditioned on alpha has no single one to start from; use null"
             )
+        self._check_kl_strengths()
         return self
+
+    def _check_kl_strengths(self) -> None:
+        lowest, highest = self.training.alpha, self.training.alpha_high
+        for name, row in self.derived.items():
+            if not isinstance(row.decoding, KlStrength):
+                continue
+            if highest is None or len(self.objectives) == 1:
+                why = "training.alpha_high is null" if highest is None else "with one reward the weightings are them"
+                raise ValueError(
+                    f"derived.{name}.decoding.kind: kl_strength needs several rewards and a range of KL strengths; {why}"
+                )
+            if not lowest <= row.decoding.alpha <= highest:
+                raise ValueError(
+                    f"derived.{name}.decoding.alpha: {row.decoding.alpha:g} is outside of the KL strengths that training draws, "
+                    f"{lowest:g} to {highest:g}; choose one between"
+                )
 
     def _check_reward_models(self) -> None:
         for name, model in self.reward_models.items():

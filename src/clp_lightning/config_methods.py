@@ -92,6 +92,13 @@ class Dera(Section):
     strength: Share  # share of the reference: 0 is the policy
 
 
+class KlStrength(Section):
+    """Sample from a policy conditioned on the KL strength at another one than `training.alpha`, where it is evaluated else."""
+
+    kind: Literal["kl_strength"]
+    alpha: Share  # between training.alpha and training.alpha_high: beyond them the policy was not trained
+
+
 class BestOf(Section):
     """Draw several answers from the reference policy and keep the one with the largest w.R."""
 
@@ -111,7 +118,7 @@ class Derived(Section):
     """A method that trains nothing: another way to decode from a trained one."""
 
     of: Name
-    decoding: Annotated[LogitMixing | Dera | BestOf | Merged, Field(discriminator="kind")]
+    decoding: Annotated[LogitMixing | Dera | KlStrength | BestOf | Merged, Field(discriminator="kind")]
 
 
 def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived], objectives: Sequence[str]) -> None:

@@ -124,15 +124,14 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
     from clp_lightning.rewards import RewardSet
 
     settings, contestant = config.evaluation, methods.load(config, method, models)
-    row, swept = config.derived.get(method), methods.sweeps_alpha(config, method)
     inputs = (
         files.NORMALIZATION,
         files.CORPUS,
         models / REFERENCE,
         _weights(config, method, models),
         config.training.seed,
-        config.training.alpha,
-        row,
+        contestant.alpha,
+        config.derived.get(method),
     )
     prompts = test_prompts(config)
     points = Sweep(
@@ -144,8 +143,7 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
         seed=config.training.seed,
         parts=files.checkpoints(f"evaluate-{method}", settings, config.generation, config.seed, *inputs),
         best_of=contestant.best_of,
-        # the strongest steering that a policy conditioned on alpha was trained for, unless the weightings hold it
-        alpha=config.training.alpha if contestant.policy.takes_alpha and not swept else None,
+        alpha=contestant.alpha,
     )
     return contestant, points
 

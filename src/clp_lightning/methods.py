@@ -7,7 +7,7 @@ import numpy as np
 
 from clp_lightning import mixing
 from clp_lightning.config import Config
-from clp_lightning.config_methods import REFERENCE, BestOf, Dera, LogitMixing, Merged
+from clp_lightning.config_methods import REFERENCE, BestOf, Dera, KlStrength, LogitMixing, Merged
 from clp_lightning.errors import UsageError
 from clp_lightning.files import read_json
 from clp_lightning.loading import load_base, placement
@@ -19,12 +19,16 @@ FREE = {"rollouts": 0, "generated_tokens": 0, "train_seconds": 0.0, "stored_para
 
 
 class Contestant(NamedTuple):
-    """A method to evaluate: its policy, its weightings [N, K] (None: it takes none), cost, and answers drawn per kept one."""
+    """A method to evaluate: policy, weightings [N, K] (None: it takes none), cost, answers drawn per kept one, KL strength.
+
+    `alpha` (0..1) is None for a policy that takes no KL strength, or one for each of its weightings.
+    """
 
     policy: SteerablePolicy
     weightings: np.ndarray | None
     cost: dict[str, Any]
-    best_of: int
+    best_of: int = 1
+    alpha: float | None = None
 
 
 def weightings(config: Config, name: str) -> np.ndarray | None:
@@ -56,26 +60,32 @@ def load(config: Config, name: str, models: Path) -> Contestant:
         raise UsageError(f"method {name!r}: not in params.yaml, which compares {', '.join(config.compared)}")
     points, place = weightings(config, name), placement(config.compute)
     if name == REFERENCE:
-        return Contestant(_reference(config, models), points, FREE | {"forward_passes_per_token": 1}, 1)
+        return Contestant(_reference(config, models), points, FREE | {"forward_passes_per_token": 1})
+    # the strongest steering that a policy conditioned on the KL strength was trained for, unless the weightings hold it
+    swept = config.training.alpha_high is None or sweeps_alpha(config, name)
+    alpha = None if swept else config.training.alpha
     if name in config.methods:
-        return Contestant(SteerablePolicy.from_pretrained(models / name, **place), points, _cost(models / name, 1), 1)
+        policy = SteerablePolicy.from_pretrained(models / name, **place)
+        return Contestant(policy, points, _cost(models / name, 1), alpha=alpha)
     row = config.derived[name]
     folder = models / row.of
     match row.decoding:
         case LogitMixing():
             policy = SteerablePolicy.from_pretrained(folder, **place, mixture=mixing.experts)
-            return Contestant(policy, points, _cost(folder, len(config.objectives)), 1)
+            return Contestant(policy, points, _cost(folder, len(config.objectives)), alpha=alpha)
         case Dera(strength=strength):
             policy = SteerablePolicy.from_pretrained(folder, **place, mixture=mixing.reference(strength))
-            return Contestant(policy, points, _cost(folder, 2), 1)
+            return Contestant(policy, points, _cost(folder, 2), alpha=alpha)
+        case KlStrength(alpha=chosen):
+            return Contestant(SteerablePolicy.from_pretrained(folder, **place), points, _cost(folder, 1), alpha=chosen)
         case Merged():
             merged = MergedPolicy.from_pretrained(folder, **place)
             assert isinstance(merged, MergedPolicy)
             merged.operator, merged.seed = row.decoding, config.training.seed
-            return Contestant(merged, points, _cost(folder, 1), 1)
+            return Contestant(merged, points, _cost(folder, 1), alpha=alpha)
         case BestOf(samples=samples):
             cost = FREE | {"forward_passes_per_token": samples}
-            return Contestant(_reference(config, models), points, cost, samples)
+            return Contestant(_reference(config, models), points, cost, best_of=samples)
 
 
 def _reference(config: Config, models: Path) -> SteerablePolicy:
