@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clp_lightning import weightings as simplex
 from clp_lightning.config import Generation
-from clp_lightning.config_data import Layers
+from clp_lightning.config_data import Layers, Quantization
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.experts import Experts
 from clp_lightning.export import export
 from clp_lightning.files import atomic, read_json
-from clp_lightning.loading import load_base
+from clp_lightning.loading import load_base, quantization_of
 from clp_lightning.mixing import Mixture
 from clp_lightning.prompts import PromptTemplate, set_end
 from clp_lightning.rollout import Prompts, Responses, Steer, Step, repeated, response_log_probs, sampling_steps, stacked
@@ -71,16 +71,22 @@ class SteerablePolicy:
         *,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        quantization: Quantization | Literal["as trained"] | None = "as trained",
         mixture: Mixture | None = None,
     ) -> "SteerablePolicy":
-        """Load a folder that the pipeline wrote (`models/METHOD`); raises `ClpError` when it or its base is missing."""
+        """Load a folder that the pipeline wrote (`models/METHOD`); raises `ClpError` when it or its base is missing.
+
+        The base model is quantized as it was in training, unless `quantization` says otherwise.
+        """
         folder = Path(folder)
         if not folder.is_dir():
             raise ClpError(f"no model folder at {folder}; `make repro` writes models/clp-full")
         card = read_json(
             folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full"
         )
-        base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device)
+        if quantization == "as trained":
+            quantization = card.get("quantization")  # cards written before the setting existed mean None
+        base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device, quantization=quantization)
         listed, layers = card.get("listed"), card.get("layers")
         experts = Experts(
             base,
@@ -125,6 +131,7 @@ class SteerablePolicy:
             "listed": None if self.listed is None else self.listed.tolist(),
             "scaling": self.experts.scaling,
             "layers": self.experts.patterns.model_dump() if self.experts.patterns else None,
+            "quantization": quantization_of(self.model),
             "generation": self.generation.model_dump(),
             **extra,
         }
@@ -192,6 +199,7 @@ class SteerablePolicy:
             "template": self.generation.template,
             "chat": self.generation.chat,
             "prompt_begins_with": self.template.written(row) if self.prompted else "",
+            "quantization": quantization_of(self.model),
         }
         export(self.model, self.tokenizer, self.experts, coefficients, out_dir, format=format, note=note)
 
