@@ -235,6 +235,7 @@ class Experts(nn.Module):
         if self.quantized:
             model.dequantize(dtype=self.dtype)
             model.requires_grad_(False)
+            self.parameters_by_name.requires_grad_(True)
             self.quantized = False
 
     def _named(self) -> dict[str, nn.Parameter]:
