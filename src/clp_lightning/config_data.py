@@ -110,11 +110,19 @@ class Layers(Section):
     logits: str
 
 
+Quantization = Literal["int8", "nf4"]
+
+
 class Compute(Section):
-    """What the model is computed in and on."""
+    """What the model is computed in and on, and how its frozen parameters are stored.
+
+    With `quantization` whatever samples from the reference policy or trains against it (all stages from `normalization` on)
+    loads its linear layers quantized, by bitsandbytes; the experts stay float32. `sft` trains, and merges, unquantized.
+    """
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"]  # auto: bfloat16 where the hardware is faster with it
     device: Literal["auto", "cpu", "cuda"]  # auto: a GPU where there is one
+    quantization: Quantization | None  # int8: LLM.int8(); nf4: 4 bits as in QLoRA; null: none
 
 
 class Corruptions(Section):

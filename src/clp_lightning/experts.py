@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from clp_lightning.config_data import Layers
 from clp_lightning.errors import UsageError
+from clp_lightning.loading import quantization_of
 
 # Linear layers by role, as patterns on module names. A layer of a numbered block is attention where its parent's name says
 # so (self_attn, attention, SelfAttention, EncDecAttention), MLP otherwise.
@@ -96,6 +97,10 @@ class ConditionedLinear(nn.Module):
         else:
             a, b = parameters
             inner = functional.linear(x, a) * scale
+        if (
+            not self.base.weight.is_floating_point()
+        ):  # a quantized layer's output is not ours to change: autograd refuses
+            return y + functional.linear(inner, b)
         y.flatten(0, -2).addmm_(inner.flatten(0, -2), b.T)  # in place: no second copy of a large y
         return y
 
@@ -158,7 +163,9 @@ class Experts(nn.Module):
                 f"{type(model).__name__} has no linear layer of the set {conditioning!r} ({chosen.pattern}); choose another "
                 f"conditioning, or name its layers in params.yaml (layers); it has {_some_linear(model)}"
             )
-        self.dtype = next(iter(self.layers.values())).base.weight.dtype
+        self.quantized = quantization_of(model) is not None
+        first = next(iter(self.layers.values())).base.weight
+        self.dtype: torch.dtype = model.dtype if self.quantized else first.dtype  # type: ignore[assignment]
         self.parameters_by_name = nn.ParameterDict({
             name.replace(".", "/"): parameter for name, parameter in self._named().items()
         })  # fmt: skip
@@ -183,7 +190,8 @@ class Experts(nn.Module):
     def frozen(self) -> Iterator[None]:
         """Cast the experts once for a block without gradients, instead of once per generated token."""
         for layer in self.layers.values():
-            layer.cast = [parameter.detach().to(self.dtype) for parameter in layer.own()]
+            dtype = layer.base.weight.dtype if self.quantized and layer.base.weight.is_floating_point() else self.dtype
+            layer.cast = [parameter.detach().to(dtype) for parameter in layer.own()]
         try:
             yield
         finally:
@@ -210,8 +218,10 @@ class Experts(nn.Module):
     def merge(self, model: Any, coefficients: Tensor) -> None:
         """Fold one row of coefficients [K] into the base parameters and give `model` its plain linear layers back.
 
-        A tied output layer gets parameters of its own first, so that the embedding stays as it is.
+        A tied output layer gets parameters of its own first, so that the embedding stays as it is. A quantized model is
+        dequantized: what the experts add would be lost in 4 or 8 bits.
         """
+        self.dequantize(model)
         for name, layer in self.layers.items():
             update = layer.update(self.layer_coefficients(layer, coefficients), self.scaling)
             merged = layer.base.weight.float() + update
@@ -219,6 +229,14 @@ class Experts(nn.Module):
             _put(model, name, layer.base)
             if name in self.output_layers and hasattr(model, "config"):
                 model.config.tie_word_embeddings = False
+
+    def dequantize(self, model: Any) -> None:
+        """Give a quantized model ordinary linear layers with the values that it has, for good; others stay as they are."""
+        if self.quantized:
+            model.dequantize(dtype=self.dtype)
+            model.requires_grad_(False)
+            self.parameters_by_name.requires_grad_(True)
+            self.quantized = False
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {

@@ -1,6 +1,8 @@
 """Loading a transformers folder as the model that is steered, in the precision that suits the hardware."""
 
 import functools
+import importlib.util
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from clp_lightning.config_data import Compute
+from clp_lightning.config_data import Compute, Quantization
 from clp_lightning.errors import ClpError, UsageError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -51,7 +54,7 @@ def hardware_dtype() -> torch.dtype:
 
 
 def placement(compute: Compute) -> dict[str, Any]:
-    """Return the arguments of `load_base` that the section `compute` asks for; a GPU that is not there is a `ClpError`."""
+    """Return dtype and device for `load_base` that the section `compute` asks for; a GPU that is not there is a `ClpError`."""
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise ClpError("compute.device: cuda, but torch finds no GPU; use auto or cpu")
     return {
@@ -74,19 +77,61 @@ def answering_dtype(name: str = "auto") -> torch.dtype:
 
 
 def load_base(
-    folder: Path | str, *, dtype: torch.dtype | None = None, device: str | None = None
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    quantization: Quantization | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal or encoder-decoder model and its tokenizer (padding on the left); a missing folder is a `ClpError`.
 
-    `dtype` is by default `hardware_dtype`, `device` a GPU where there is one.
+    `dtype` is by default `hardware_dtype`, `device` a GPU where there is one. With `quantization` the linear layers but the
+    output layer are quantized while they are loaded; without bitsandbytes that is a `ClpError`.
     """
     if not (Path(folder) / "config.json").is_file():
         raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = auto.from_pretrained(str(folder), dtype=dtype or hardware_dtype(), local_files_only=True)
+    dtype = dtype or hardware_dtype()
+    if quantization is None:
+        model = auto.from_pretrained(str(folder), dtype=dtype, local_files_only=True).to(device)
+    else:
+        model = auto.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            local_files_only=True,
+            quantization_config=_quantization_config(quantization, dtype),
+            device_map={"": device},
+        )
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
     if tokenizer.pad_token is None:  # Llama has none; what is padded counts nowhere
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).eval(), tokenizer
+    model.eval()
+    for module in model.modules():
+        # In eval mode, on CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights for a kernel without gradients, at the
+        # first forward that needs none (a rollout); the gradients of the training step after it would be lost.
+        if type(module).__name__ == "Linear4bit":
+            module.train()
+    return model, tokenizer
+
+
+def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ClpError(
+            f"compute.quantization: {quantization} needs bitsandbytes; pip install 'clp-lightning[quantization]', or use null"
+        )
+    if quantization == "int8":
+        # one line per product that it rounds its input to float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def quantization_of(model: Any) -> Quantization | None:
+    """Return how `load_base` quantized a model."""
+    if getattr(model, "is_loaded_in_8bit", False):
+        return "int8"
+    return "nf4" if getattr(model, "is_loaded_in_4bit", False) else None

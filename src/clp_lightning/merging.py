@@ -42,6 +42,7 @@ class MergedPolicy(SteerablePolicy):
             return contextlib.nullcontext()
         if not bool((coefficients == coefficients[0]).all()):
             raise UsageError("weighting: a merged policy takes one at a time; call it once for each weighting")
+        self.experts.dequantize(self.model)
         return merged(self.experts, coefficients[0], self.operator, self.seed)
 
 

@@ -26,7 +26,7 @@ def train(config: Config, method: str) -> None:
 
     row, budget = _row(config, method), config.training
     listed = row.listed(config.objectives)
-    model, tokenizer = load_base(files.REFERENCE, **placement(config.compute))
+    model, tokenizer = load_base(files.REFERENCE, **placement(config.compute), quantization=config.compute.quantization)
     experts = Experts(
         model,
         conditioning=row.conditioning,
@@ -131,6 +131,7 @@ def sweep(config: Config, method: str, models: Path = MODELS) -> Any:
         _weights(config, method, models),
         config.training.seed,
         contestant.alpha,
+        config.compute,
         config.derived.get(method),
     )
     prompts = test_prompts(config)

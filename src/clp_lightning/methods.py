@@ -89,9 +89,9 @@ def load(config: Config, name: str, models: Path) -> Contestant:
 
 
 def _reference(config: Config, models: Path) -> SteerablePolicy:
-    return SteerablePolicy(
-        *load_base(models / REFERENCE, **placement(config.compute)), config.generation, objectives=config.objectives
-    )
+    place = placement(config.compute)
+    model, tokenizer = load_base(models / REFERENCE, **place, quantization=config.compute.quantization)
+    return SteerablePolicy(model, tokenizer, config.generation, objectives=config.objectives)
 
 
 def _cost(folder: Path, passes: int) -> dict[str, Any]:

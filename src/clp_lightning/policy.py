@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from clp_lightning import policy_files
 from clp_lightning import weightings as simplex
 from clp_lightning.config import Generation
+from clp_lightning.config_data import Quantization
 from clp_lightning.errors import UsageError
 from clp_lightning.experts import Experts
 from clp_lightning.export import export
+from clp_lightning.loading import quantization_of
 from clp_lightning.mixing import Mixture
 from clp_lightning.prompts import PromptTemplate, set_end
 from clp_lightning.rollout import Prompts, Responses, Steer, Step, repeated, response_log_probs, sampling_steps, stacked
@@ -66,10 +68,15 @@ class SteerablePolicy:
         *,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        quantization: Quantization | Literal["as trained"] | None = "as trained",
         mixture: Mixture | None = None,
     ) -> "SteerablePolicy":
-        """Load a folder that the pipeline wrote (`models/METHOD`); raises `ClpError` when it or its base is missing."""
-        return cls(**policy_files.read(Path(folder), dtype=dtype, device=device), mixture=mixture)
+        """Load a folder that the pipeline wrote (`models/METHOD`); raises `ClpError` when it or its base is missing.
+
+        The base model is quantized as it was in training, unless `quantization` says otherwise.
+        """
+        parts = policy_files.read(Path(folder), dtype=dtype, device=device, quantization=quantization)
+        return cls(**parts, mixture=mixture)
 
     def save(self, folder: Path | str, *, base_model: str, **extra: Any) -> None:
         """Write experts and card atomically; `base_model` is the base's folder relative to `folder`."""
@@ -80,6 +87,7 @@ class SteerablePolicy:
             "prompted": self.prompted,
             "takes_alpha": self.takes_alpha,
             "listed": None if self.listed is None else self.listed.tolist(),
+            "quantization": quantization_of(self.model),
             "generation": self.generation.model_dump(),
         }
         policy_files.write(Path(folder), self.experts, card | extra)
@@ -142,6 +150,7 @@ class SteerablePolicy:
             "template": self.generation.template,
             "chat": self.generation.chat,
             "prompt_begins_with": self.template.written(row) if self.prompted else "",
+            "quantization": quantization_of(self.model),
         }
         export(self.model, self.tokenizer, self.experts, coefficients, out_dir, format=format, note=note)
 

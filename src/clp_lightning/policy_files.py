@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
 import torch
 
 from clp_lightning.config import Generation
-from clp_lightning.config_data import Layers
+from clp_lightning.config_data import Layers, Quantization
 from clp_lightning.errors import ClpError
 from clp_lightning.experts import Experts
 from clp_lightning.files import atomic, read_json
@@ -18,14 +18,22 @@ from clp_lightning.loading import load_base
 OLDER = {"chat": False, "end_token": None}  # what cards written before these settings existed mean
 
 
-def read(folder: Path, *, dtype: torch.dtype | None, device: str | None) -> dict[str, Any]:
+def read(
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: str | None,
+    quantization: Quantization | Literal["as trained"] | None,
+) -> dict[str, Any]:
     """Load what `write` wrote, and its base, as the arguments of `SteerablePolicy`; `ClpError` when a part is missing."""
     if not folder.is_dir():
         raise ClpError(f"no model folder at {folder}; `make repro` writes models/clp-full")
     card = read_json(
         folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full"
     )
-    base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device)
+    # cards written before the setting existed mean None
+    chosen = card.get("quantization") if quantization == "as trained" else quantization
+    base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device, quantization=chosen)
     listed, layers = card.get("listed"), card.get("layers")
     experts = Experts(
         base,

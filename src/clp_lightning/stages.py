@@ -47,7 +47,7 @@ def sft(config: Config) -> None:
     from clp_lightning.trainer import fit
     from clp_lightning.training import SftModule
 
-    model, tokenizer = load_base(files.BASE, **placement(config.compute))
+    model, tokenizer = load_base(files.BASE, **placement(config.compute))  # never quantized: the result is merged
     experts = Experts(
         model, conditioning="blocks", experts=1, rank=config.sft.rank, layers=config.layers, seed=config.seed
     )
@@ -57,8 +57,9 @@ def sft(config: Config) -> None:
         raise UsageError("sft: the data has no reference answers; name data.reference, or set sft to null")
     module = SftModule(policy, config.sft, train["document"].tolist(), train["summary"].tolist(), config.seed)
     checkpoints = files.checkpoints(
-        "sft", config.sft, config.generation, config.compute, config.layers, config.seed, files.CORPUS, files.BASE
-    )
+        "sft", config.sft, config.generation, config.compute.dtype, config.compute.device, config.layers, config.seed,
+        files.CORPUS, files.BASE,
+    )  # fmt: skip
     fit(module, checkpoints=checkpoints, every=max(1, config.sft.steps // 8))
     experts.merge(model, torch.ones(1, device=model.device))
     with atomic(files.REFERENCE) as beside:
@@ -106,7 +107,7 @@ def normalization(config: Config) -> None:
     from clp_lightning.policy import SteerablePolicy
     from clp_lightning.rewards import RewardSet, measure_normalization
 
-    model, tokenizer = load_base(files.REFERENCE, **placement(config.compute))
+    model, tokenizer = load_base(files.REFERENCE, **placement(config.compute), quantization=config.compute.quantization)
     policy = SteerablePolicy(model, tokenizer, config.generation, objectives=config.objectives)
     train = read_split(files.CORPUS, "train")
     chosen = train.sample(min(config.normalization.prompts, len(train)), random_state=config.seed)
