@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 from tiny_models import DOCUMENTS, GENERATION, OBJECTIVES, all_log_probs, write_model
 from transformers import AutoModelForCausalLM
 
@@ -204,3 +205,11 @@ def test_other_values_are_refused(repository, tmp_path):
     (tmp_path / "params.yaml").write_text(text.replace("  quantization: null\n", "  quantization: int4\n"))
     with pytest.raises(UsageError, match=r"compute.quantization.*'int8'.*'nf4'"):
         load_config(tmp_path / "params.yaml")
+
+
+def test_a_change_reruns_all_stages_that_load_the_reference_policy(repository):
+    pipeline = YAML(typ="safe", pure=True).load(repository / "dvc.yaml")["stages"]
+    params = {name: stage.get("do", stage)["params"] for name, stage in pipeline.items()}
+    rerun = {name for name in params if {"compute", "compute.quantization"} & set(map(str, params[name]))}
+    loading = {"normalization", "train", "evaluate", "evaluate_derived", "evaluate_reference"}
+    assert rerun == loading and "compute.dtype" in params["sft"]

@@ -84,9 +84,9 @@ class SteerablePolicy:
         card = read_json(
             folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full"
         )
-        if quantization == "as trained":
-            quantization = card.get("quantization")  # cards written before the setting existed mean None
-        base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device, quantization=quantization)
+        # cards written before the setting existed mean None
+        chosen = card.get("quantization") if quantization == "as trained" else quantization
+        base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device, quantization=chosen)
         listed, layers = card.get("listed"), card.get("layers")
         experts = Experts(
             base,
