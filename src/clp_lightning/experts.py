@@ -97,9 +97,7 @@ class ConditionedLinear(nn.Module):
         else:
             a, b = parameters
             inner = functional.linear(x, a) * scale
-        if (
-            not self.base.weight.is_floating_point()
-        ):  # a quantized layer's output is not ours to change: autograd refuses
+        if not self.base.weight.is_floating_point():  # autograd refuses to change a quantized layer's output
             return y + functional.linear(inner, b)
         y.flatten(0, -2).addmm_(inner.flatten(0, -2), b.T)  # in place: no second copy of a large y
         return y
