@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OPTForCausalLM, PhiForCausalLM
 
+from clp_lightning.conditioned import ConditionedLinear
 from clp_lightning.config_data import Layers
 from clp_lightning.errors import UsageError
-from clp_lightning.experts import Experts
+from clp_lightning.experts import Experts, run_length
 from clp_lightning.loading import load_base
 from clp_lightning.policy import SteerablePolicy
 
@@ -41,6 +42,41 @@ def test_per_row_averaging_equals_the_merged_model_for_every_row(base, condition
         plain = copy.deepcopy(policy).materialize(weighting, alpha=alpha)
         assert plain.experts is None and not [name for name, _ in plain.model.named_modules() if name.endswith(".base")]
         torch.testing.assert_close(fused[row], all_log_probs(plain, None)[row], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("conditioning", "shared"), [("full", False), ("attention", True)])
+def test_full_rank_experts_that_are_merged_per_group_are_those_averaged_per_row(
+    base, conditioning, shared, monkeypatch
+):
+    policy = make_policy(base, conditioning, rank="full", shared=shared)
+    coefficients = policy.coefficients(np.array([[0.2, 0.8], [0.9, 0.1]]), 2)
+    prompts = policy.tokenize(["one two", "three"], coefficients)
+    ids = torch.randint(3, 9, (2 * 24, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    parameters = list(policy.experts.parameters())
+
+    def scored() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        log_probs = policy.score(prompts, ids, mask, coefficients, samples=24)
+        return log_probs, torch.autograd.grad(log_probs.mean(), parameters)
+
+    merged = []
+    plain = ConditionedLinear.merged
+    monkeypatch.setattr(ConditionedLinear, "merged", lambda self, *rest: merged.append(self) or plain(self, *rest))
+    per_group, gradients = scored()
+    assert {layer.role for layer in merged} == {layer.role for layer in policy.experts.layers.values()}
+    monkeypatch.setattr(ConditionedLinear, "merges", lambda self, x: False)
+    count = len(merged)
+    per_row, expected = scored()
+    assert len(merged) == count  # nothing was merged
+    torch.testing.assert_close(per_group, per_row, atol=1e-5, rtol=0)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_runs_of_one_length_are_found(lengths):
+    groups = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    assert run_length(groups) == (lengths[0] if len(set(lengths)) == 1 else 1)
 
 
 def test_a_row_without_coefficients_is_the_reference_and_so_is_alpha_1(base):

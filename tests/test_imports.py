@@ -17,7 +17,19 @@ PURE = {"errors", "files", "weightings", "losses", "frontier", "bootstrap", "tra
 ORACLE = {"oracle"}  # numpy and the frontier, nothing else
 STORE = {"store", "store_inputs", "store_publish", "store_schema", "run_statistics", "runs"}
 DATA = {"data", "data_api", "data_table", "tables", "splits", "sources", "champion", "promotion"} | STORE | ORACLE
-PARTS = {"base", "baselines", "checkpoints", "experts", "export", "loading", "pairs", "progress", "prompts", "rewards"}
+PARTS = {
+    "base",
+    "baselines",
+    "checkpoints",
+    "conditioned",
+    "experts",
+    "export",
+    "loading",
+    "pairs",
+    "progress",
+    "prompts",
+    "rewards",
+}
 PARTS |= {"rollout", "trainer", "mixing", "sources"}
 PARTS |= {"rewards_cache", "rewards_calls", "rewards_judge", "rewards_models", "rewards_text"}
 POLICY = {"policy", "policy_files", "merging", "methods"}

@@ -191,7 +191,7 @@ def test_the_trainer_sees_the_rewards_that_the_optimum_knows(bed):
 @pytest.mark.parametrize("name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups"])
 def test_the_project_trainer_gains_on_the_testbed(bed, name):
     points = weightings.lattice(2, 3)
-    training = oracle_methods.training(0.3, 80).model_copy(update={"alpha_start": None, "prompts_per_step": 32})
+    training = oracle_methods.training(0.3, 40).model_copy(update={"alpha_start": None})
     policy = bed.train(oracle_methods.METHODS[name], training, show_progress=False)
     log_probs = oracle_methods.read_out(policy, points)
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, atol=1e-5)
@@ -211,6 +211,34 @@ def test_the_reference_that_is_looked_up_is_the_one_that_the_model_computes(bed)
     torch.testing.assert_close(looked_up, computed, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["clp-full", "clp-prompt"])
+def test_responses_drawn_from_the_table_are_those_of_the_model(bed, name):
+    policy = bed.train(oracle_methods.METHODS[name], oracle_methods.training(0.3, 2), show_progress=False)
+    w, samples = np.array([[0.3, 0.7], [1.0, 0.0]]), 500
+    coefficients = policy.coefficients(w, 2)
+    prompts = policy.tokenize(["b", "e"], coefficients)
+    uniform = torch.rand(2 * samples, 3, dtype=torch.float64)
+    drawn = policy.rollout(prompts, coefficients, samples=samples, uniform=uniform)
+    scored = policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
+    computed = SteerablePolicy.score_and_states(policy, prompts, drawn.ids, drawn.mask, coefficients, samples=samples)[
+        0
+    ]
+    torch.testing.assert_close(drawn.log_probs, computed, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scored, computed, atol=1e-5, rtol=0)
+    # the gradient goes through the table as it goes through the model
+    parameters = list(policy.experts.parameters())
+    for ours, plain in zip(
+        torch.autograd.grad(scored.sum(), parameters), torch.autograd.grad(computed.sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, plain, atol=2e-2, rtol=1e-4)  # of sums over 1,000 responses
+    # systematic sampling: S points a distance of 1 / S apart hit an interval of length p either floor(S p) or ceil(S p) times
+    numbers = (drawn.ids * oracle_methods.PLACES).sum(-1).view(2, samples)
+    expected = samples * np.exp(oracle_methods.read_out(policy, w)[[0, 1], [1, 4]])
+    for row in range(2):
+        counts = torch.bincount(numbers[row], minlength=oracle_methods.RESPONSES).numpy()
+        assert (np.abs(counts - expected[row]) < 1 + 1e-3).all()
+
+
 def test_a_weighting_in_the_prompt_is_readable(bed):
     policy = bed.train(oracle_methods.METHODS["clp-prompt"], oracle_methods.training(0.3, 1), show_progress=False)
     prompts = policy.tokenize(["b"], torch.tensor([[0.35, 0.65]]))
@@ -224,12 +252,13 @@ def test_read_out_is_what_the_policy_says(bed):
     read = oracle_methods.read_out(policy, w)[0, 1, 135]
     coefficients = policy.coefficients(w, 1)
     with torch.no_grad():
-        log_probs = policy.score(
+        log_probs = SteerablePolicy.score_and_states(
+            policy,
             policy.tokenize(["b"], coefficients),
             torch.tensor([[2, 0, 7]]),
             torch.ones(1, 3, dtype=torch.bool),
             coefficients,
-        )
+        )[0]
     assert read == pytest.approx(float(log_probs.sum()), abs=1e-5)
 
 

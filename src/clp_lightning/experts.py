@@ -6,21 +6,21 @@ weighting. With low-rank experts, the A's stacked to [M*r, in] and the B's to [o
     y = W x + B (c * (A x)),    c = coefficients of the row, each repeated r times;
 
 with full-rank ones, side by side in [out, M*in], `y = W x + D (c_1 x, ..., c_M x)`. Two matrix products (one) serve every expert
-and every weighting. A row whose coefficients are all 0 is the frozen base model, bit for bit up to the addition of zero.
+and every weighting; where many rows in a run have one weighting, full-rank experts are added up first. A row whose
+coefficients are all 0 is the frozen base model, bit for bit up to the addition of zero (and the order of sums, if added up).
 Layers outside of S may carry one expert that all weightings share (`theta_rest`); its coefficient is the sum of the row's, so
 1 for a weighting, `1 - alpha` where the KL strength is conditioned on, and 0 for the reference policy.
 """
 
 import contextlib
-import math
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from clp_lightning.conditioned import ConditionedLinear, Rank, Steering
 from clp_lightning.config_data import Layers
 from clp_lightning.errors import UsageError
 from clp_lightning.loading import quantization_of
@@ -32,7 +32,6 @@ DISCOVERED = Layers(
     mlp=r".*\.\d+\.(?!(?:\w+\.)*\w*(?i:attn|attention)).*",
     logits=r"(?:.*\.)?(?:lm_head|embed_out|output)",
 )
-Rank = int | Literal["full"]
 
 
 def conditioned_set(conditioning: str, layers: Layers | None) -> re.Pattern[str]:
@@ -47,72 +46,6 @@ def conditioned_set(conditioning: str, layers: Layers | None) -> re.Pattern[str]
         return re.compile(blocks if conditioning == "blocks" else sets[conditioning])
     except re.error as error:
         raise UsageError(f"layers: not a regular expression ({error}); correct the pattern") from error
-
-
-class Steering:
-    """The scales of the rows in flight, shared by all layers of a model; None: the base model alone."""
-
-    def __init__(self) -> None:
-        self.conditioned: Tensor | None = None  # [B, 1, K*r], or [B, 1, K] at full rank
-        self.shared: Tensor | None = None  # [B, 1, r], or [B, 1, 1]
-
-
-class ConditionedLinear(nn.Module):
-    """A frozen linear layer with M experts; input [B, T, in], output [B, T, out]. `role` names its scale in `Steering`."""
-
-    def __init__(
-        self,
-        base: nn.Linear,
-        experts: int,
-        rank: Rank,
-        steering: Steering,
-        role: Literal["conditioned", "shared"],
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.base, self.steering, self.role, self.experts, self.rank = base, steering, role, experts, rank
-        device = base.weight.device  # parameters are float32: small steps vanish in bfloat16
-        if rank == "full":
-            self.delta = nn.Parameter(torch.zeros(base.out_features, experts * base.in_features, device=device))
-        else:
-            bound = math.sqrt(3 / base.in_features)
-            a = torch.empty(experts * rank, base.in_features).uniform_(-bound, bound, generator=generator)
-            self.a = nn.Parameter(a.to(device))
-            self.b = nn.Parameter(torch.zeros(base.out_features, experts * rank, device=device))
-        self.cast: list[Tensor] | None = None  # the parameters in the base's dtype, while generating
-
-    @property
-    def weight(self) -> Tensor:
-        """The base layer's weight: T5 looks at its type."""
-        return self.base.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the base layer and, for rows that are steered, the weighted experts."""
-        y, scale = self.base(x), getattr(self.steering, self.role)
-        if scale is None:
-            return y
-        parameters = self.cast or [parameter.to(x.dtype) for parameter in self.own()]
-        if self.rank == "full":
-            inner, b = (scale[..., None] * x[..., None, :]).flatten(-2), parameters[0]  # [B, T, M*in]
-        else:
-            a, b = parameters
-            inner = functional.linear(x, a) * scale
-        if not self.base.weight.is_floating_point():  # autograd refuses to change a quantized layer's output
-            return y + functional.linear(inner, b)
-        y.flatten(0, -2).addmm_(inner.flatten(0, -2), b.T)  # in place: no second copy of a large y
-        return y
-
-    def own(self) -> list[Tensor]:
-        """The experts' parameters: [A, B], or [D] at full rank."""
-        return [self.delta] if self.rank == "full" else [self.a, self.b]
-
-    @torch.no_grad()
-    def update(self, coefficients: Tensor, scaling: float) -> Tensor:
-        """Return what the experts add to the base weight at `coefficients` [M], float32 [out, in]."""
-        if self.rank == "full":
-            each = self.delta.unflatten(1, (self.experts, -1))
-            return scaling * torch.einsum("m,omi->oi", coefficients, each)
-        return (self.b * (scaling * coefficients).repeat_interleave(self.rank)) @ self.a
 
 
 class Experts(nn.Module):
@@ -169,9 +102,13 @@ class Experts(nn.Module):
         })  # fmt: skip
 
     @contextlib.contextmanager
-    def steer(self, coefficients: Tensor | None) -> Iterator[None]:
-        """Make every forward in the block use `coefficients` [B, K], one row per row of the batch; None: the base model."""
-        before = self.steering.conditioned, self.steering.shared
+    def steer(self, coefficients: Tensor | None, *, repeats: int = 1) -> Iterator[None]:
+        """Make every forward in the block use `coefficients` [B, K], one row per row of the batch; None: the base model.
+
+        `repeats` may say that so many consecutive rows are always the same; nothing but speed depends on it.
+        """
+        before = self.steering.conditioned, self.steering.shared, self.steering.repeats
+        self.steering.repeats = repeats
         if coefficients is None:
             self.steering.conditioned = self.steering.shared = None
         else:
@@ -182,7 +119,7 @@ class Experts(nn.Module):
         try:
             yield
         finally:
-            self.steering.conditioned, self.steering.shared = before
+            self.steering.conditioned, self.steering.shared, self.steering.repeats = before
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -241,6 +178,12 @@ class Experts(nn.Module):
             f"{name}.{part}": parameter for name, layer in self.layers.items()
             for part, parameter in layer.named_parameters(recurse=False)
         }  # fmt: skip
+
+
+def run_length(groups: Tensor) -> int:
+    """Return how many consecutive rows always have the same group, of `groups` [B]; 1 where runs differ in length."""
+    lengths = torch.unique_consecutive(groups, return_counts=True)[1]
+    return int(lengths[0]) if bool((lengths == lengths[0]).all()) else 1
 
 
 def _some_linear(model: nn.Module) -> str:

@@ -17,7 +17,7 @@ from clp_lightning.config_methods import Dirichlet, Method, Vertices
 from clp_lightning.experts import Experts
 from clp_lightning.oracle import Array, Problem
 from clp_lightning.policy import SteerablePolicy
-from clp_lightning.rollout import Prefix, Prompts
+from clp_lightning.rollout import Prefix, Prompts, Responses, draw
 from clp_lightning.trainer import fit
 from clp_lightning.training import ClpModule
 
@@ -45,9 +45,9 @@ QUEUE = ("clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit")
 def training(alpha: float, steps: int) -> Training:
     """Return the budget and the objective, the same for every method; alpha is annealed from 0.5 (docs/log.md says why)."""
     return Training(
-        seed=0, steps=steps, accumulate=1, devices=1, prompts_per_step=48, samples_per_prompt=16, learning_rate=4e-3, rank="full",
-        alpha=alpha, alpha_start=0.5 if alpha < 0.5 else None, alpha_high=None, kl="reward", baseline="leave_one_out",
-        advantages="batch", gradient_clip=1.0, checkpoint_every=10**6,
+        seed=0, steps=steps, accumulate=1, devices=1, prompts_per_step=16, samples_per_prompt=1024, learning_rate=4e-3,
+        rank="full", alpha=alpha, alpha_start=0.5 if alpha < 0.5 else None, alpha_high=None, kl="reward",
+        baseline="leave_one_out", advantages="batch", gradient_clip=1.0, checkpoint_every=10**6,
     )  # fmt: skip
 
 
@@ -62,7 +62,8 @@ class Testbed:
         tables -= 0.5 * tables.mean(-1, keepdims=True)  # what is good for one is bad for the others
         self.tokenizer = _tokenizer()
         plain = SteerablePolicy(self.model(), self.tokenizer, GENERATION, objectives=self.objectives)
-        self.ref_token_log_probs = read_tokens(plain, None)  # [P, N, T]
+        with torch.no_grad():
+            self.ref_token_log_probs = read_tokens(plain, plain.tokenize(list(LETTERS)), None)  # [P, N, T]
         self.ref_log_probs = self.ref_token_log_probs.double().sum(-1).numpy()
         probs = np.exp(self.ref_log_probs)[..., None]
         mean = (probs * tables).sum(1).mean(0)
@@ -111,18 +112,42 @@ GENERATION = Generation(max_prompt_tokens=1, max_new_tokens=LENGTH, template="{d
 
 
 class TabledPolicy(SteerablePolicy):
-    """A policy whose responses are all known: texts and reference log-probabilities are looked up, which saves a quarter."""
+    """A policy whose responses can all be enumerated, so that a step costs the same however many it samples.
 
-    table: Tensor  # float32 [P, N, T]
+    One pass over everything that a response can begin with gives the distribution that responses are drawn from, and the
+    log-probabilities that are learned from. Texts and the reference policy's log-probabilities are looked up.
+    """
+
+    table: Tensor  # float32 [P, N, T], the reference policy's
+    own: tuple[Tensor, Tensor]  # the coefficients [G, K] of the last rollout, and the policy's table at them [G, N, T]
+
+    @torch.enable_grad()
+    def rollout(self, prompts: Prompts, coefficients: Tensor | None, *, samples: int, **options: Any) -> Responses:
+        """As in `SteerablePolicy`, but a group's whole responses are drawn at once, by systematic sampling (Madow 1949).
+
+        One random number moves S evenly spaced points through the distribution, so that a response with probability p is
+        drawn `S p` times, rounded up or down. Each is an exact draw, and the gradient has little noise left.
+        """
+        assert coefficients is not None
+        self.own = coefficients, read_tokens(self, prompts, coefficients)
+        table = self.own[1].detach()
+        first = options["uniform"][::samples, :1]  # [G, 1]
+        chosen = draw(table.sum(-1), (torch.arange(samples) + first) / samples)  # [G, S]
+        ids = (chosen.flatten()[:, None] // PLACES) % len(LETTERS)
+        log_probs = table.take_along_dim(chosen[..., None], 1).flatten(0, 1)
+        return Responses(ids, torch.ones_like(ids, dtype=torch.bool), log_probs)
 
     def score_and_states(
         self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """As in `SteerablePolicy`; the reference's states, which no method here uses, are 0."""
-        if coefficients is not None:
-            return super().score_and_states(prompts, ids, mask, coefficients, samples=samples)
-        rows = prompts.ids[:, -1].repeat_interleave(samples)
-        return self.table[rows, (ids * PLACES).sum(-1)], torch.zeros(len(prompts.ids), HIDDEN)
+        """As in `SteerablePolicy`, of the responses of the last rollout; states, which no method here uses, are 0."""
+        if coefficients is None:
+            table = self.table[prompts.ids[:, -1]]
+        else:
+            assert coefficients is self.own[0]
+            table = self.own[1]
+        chosen = (ids * PLACES).sum(-1).view(-1, samples, 1)
+        return table.take_along_dim(chosen, 1).flatten(0, 1), torch.zeros(len(prompts.ids), HIDDEN)
 
     def decode(self, ids: Tensor) -> list[str]:
         """As in `SteerablePolicy`, of responses that are all complete."""
@@ -132,27 +157,28 @@ class TabledPolicy(SteerablePolicy):
 @torch.no_grad()
 def read_out(policy: SteerablePolicy, weightings: Array) -> Array:
     """Return log-probabilities [W, P, N] of every response at every weighting [W, K]."""
-    each = [read_tokens(policy, policy.coefficients(weighting[None], 1)) for weighting in weightings]
-    return np.stack([log_probs.double().sum(-1).numpy() for log_probs in each])
+    tables = []
+    for weighting in weightings:
+        coefficients = policy.coefficients(np.tile(weighting, (len(LETTERS), 1)), len(LETTERS))
+        tables.append(read_tokens(policy, policy.tokenize(list(LETTERS), coefficients), coefficients))
+    return np.stack([table.double().sum(-1).numpy() for table in tables])
 
 
-@torch.no_grad()
-def read_tokens(policy: SteerablePolicy, coefficients: Tensor | None) -> Tensor:
-    """Return log-probabilities [P, N, T] of every token of every response at one row of coefficients; None: the reference.
+def read_tokens(policy: SteerablePolicy, prompts: Prompts, coefficients: Tensor | None) -> Tensor:
+    """Return log-probabilities [G, N, T] of every token of every response to G prompts, at coefficients [G, K] or the reference.
 
     Responses that begin alike share their beginning: it is read once, and its next letters are all looked up.
     """
-    count, starts = len(LETTERS), len(LETTERS) ** (LENGTH - 1)
-    begun = torch.cartesian_prod(*[torch.arange(count)] * (LENGTH - 1)).repeat(count, 1)  # [P * starts, T - 1]
-    each = None if coefficients is None else coefficients.expand(count, -1)
-    prompts: Prompts = policy.tokenize(list(LETTERS), each)
-    prefix = Prefix(policy.model, prompts, policy.steer(each), samples=starts)
+    count, groups = len(LETTERS), len(prompts.ids)
+    starts = count ** (LENGTH - 1)
+    begun = torch.cartesian_prod(*[torch.arange(count)] * (LENGTH - 1)).repeat(groups, 1)  # [G * starts, T - 1]
+    prefix = Prefix(policy.model, prompts, policy.steer(coefficients), samples=starts)
     hidden = torch.cat([prefix.last, prefix.extend(begun, torch.ones_like(begun, dtype=torch.bool))], dim=1)
     logits = prefix.logits(hidden.flatten(0, 1)[:, None], prefix.rows.repeat_interleave(LENGTH))
-    nexts = logits.log_softmax(-1).view(count, starts, LENGTH, count)
-    begun = begun.view(count, starts, LENGTH - 1, 1)
-    taken = nexts[:, :, :-1].gather(-1, begun)[..., 0]  # [P, starts, T - 1]
-    last = nexts[:, :, -1, :, None]  # [P, starts, letter, 1]
+    nexts = logits.log_softmax(-1).view(groups, starts, LENGTH, count)
+    begun = begun.view(groups, starts, LENGTH - 1, 1)
+    taken = nexts[:, :, :-1].gather(-1, begun)[..., 0]  # [G, starts, T - 1]
+    last = nexts[:, :, -1, :, None]  # [G, starts, letter, 1]
     return torch.cat([taken[:, :, None].expand(-1, -1, count, -1), last], dim=-1).flatten(1, 2)
 
 

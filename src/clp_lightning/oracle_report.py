@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from clp_lightning.files import atomic
-from clp_lightning.oracle_run import OPTIMUM, default_picture, default_steps, run
+from clp_lightning.oracle_run import OPTIMUM, STEPS, default_picture, run
 from clp_lightning.picture import FAINT, INK, MARKERS
 from clp_lightning.report import method_styles
 
@@ -20,7 +20,7 @@ KEYS = ("method", "hypervolume_ratio", "regret_mean", "regret_max", "seconds")
 
 def report(objectives: int, alpha: float, seed: int, *, steps: int | None, picture: Path | None, as_json: bool) -> None:
     """Run the methods, print the comparison, and draw it into `picture` (by default a file in reports/)."""
-    steps = steps or default_steps(objectives)
+    steps = steps or STEPS
     with Progress(console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 

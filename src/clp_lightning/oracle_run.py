@@ -15,6 +15,7 @@ from clp_lightning import oracle, weightings
 from clp_lightning.oracle import Array
 
 REFERENCE, OPTIMUM = "reference", "optimum"
+STEPS = 700  # by default: three objectives then need three minutes on two cores (docs/results.md)
 # Enough points for the optimal ones to enclose 95 % of what ever more of them would: a coarse grid flatters (docs/log.md).
 POINTS_PER_EDGE = {1: 2, 2: 21, 3: 16, 4: 9}
 
@@ -30,11 +31,6 @@ class Trained(NamedTuple):
 def grid(objectives: int) -> Array:
     """Return the weightings [W, K] at which methods are compared."""
     return weightings.lattice(objectives, POINTS_PER_EDGE.get(objectives, 5))
-
-
-def default_steps(objectives: int) -> int:
-    """Return the training steps that five minutes on two cores allow."""
-    return 900 if objectives <= 2 else 750
 
 
 def run(

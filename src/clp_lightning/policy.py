@@ -15,7 +15,7 @@ from clp_lightning import weightings as simplex
 from clp_lightning.config import Generation
 from clp_lightning.config_data import Quantization
 from clp_lightning.errors import UsageError
-from clp_lightning.experts import Experts
+from clp_lightning.experts import Experts, run_length
 from clp_lightning.export import export
 from clp_lightning.loading import quantization_of
 from clp_lightning.mixing import Mixture
@@ -166,7 +166,9 @@ class SteerablePolicy:
         def context(groups: Tensor) -> AbstractContextManager[None]:
             if self.experts is None:
                 return nullcontext()
-            return self.experts.steer(None if coefficients is None else coefficients[groups])
+            return self.experts.steer(
+                None if coefficients is None else coefficients[groups], repeats=run_length(groups)
+            )
 
         return context
 
