@@ -135,9 +135,7 @@ def oracle(
         float, typer.Option(min=0.001, max=0.99, help="KL strength; the smaller, the more peaked the optimum.")
     ] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of testbed and training.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option(min=10, help="Training steps of each method; 900, beyond two objectives 750.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=10, help="Training steps of each method; 700.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Picture to write (.png or .svg); reports/oracle-....png.")
     ] = None,
