@@ -208,7 +208,7 @@ def themed(figure: go.Figure, *, dark: bool) -> go.Figure:
 
 
 def scatter(**settings: Any) -> list[Trace]:
-    """Return a trace of points or lines. The dictionary saves the server two thirds of the time of `figure.add_scatter`."""
+    """Return a trace of points or lines. A dictionary: `figure.add_scatter` takes the server longer."""
     return [{"type": "scatter", **settings}]
 
 
