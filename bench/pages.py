@@ -114,7 +114,10 @@ def _interactions(visit: Visit) -> list[tuple[str, Callable[[], None]]]:
     page = visit.page
 
     def pick(key: str, option: str) -> None:
-        page.locator(f".st-key-{key} input").fill(option)
+        field = page.locator(f".st-key-{key} input")
+        field.click()
+        field.fill(option)
+        page.get_by_role("option", name=option).first.wait_for()  # Enter before the list is there chooses nothing
         page.keyboard.press("Enter")
 
     def search(text: str) -> None:

@@ -38,7 +38,15 @@ def follow(store: Store) -> None:
         st.rerun(scope="app")
 
 
+# Plotly draws what is on the page once more when any font arrives: so those of icons and of code are asked for at once.
+FONTS = """<style>
+body::before, body::after { content: "a"; position: absolute; visibility: hidden; font-size: 1px }
+body::before { font-family: "Material Symbols Rounded" }
+body::after { font-family: "Source Code Pro" }
+</style>"""
+
 st.set_page_config(page_title="CLP Lightning", layout="wide")
+st.html(FONTS)
 store = open_store(store_path())
 PAGES = {
     "Frontier": frontier_page,

@@ -3,7 +3,8 @@
 import html
 import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,11 @@ DARK = {
 REFERENCE = next(iter(METHOD_STYLES))
 REFERENCE_COLOUR = METHOD_STYLES[REFERENCE][0]
 FEW = 5  # methods whose bars and labels can be told apart
+# Of ticks with two digits after the point and a title. Plotly widens what is too narrow, and draws all of it once more.
+MARGIN = {"l": 60, "r": 12, "t": 8, "b": 54}
+Axis = dict[str, Any]
+Trace = dict[str, Any]
+Point = Mapping[str, Any] | pd.Series  # a row of the points
 Key = tuple[str, int]  # method, weighting_id
 Styles = Mapping[str, tuple[str, str]]  # colour and marker of each method: `report.method_styles` of all of a run's
 
@@ -40,7 +46,7 @@ def frontier_figure(
     """
     x, y = axes or (objectives[0], objectives[1] if len(objectives) > 1 else "")
     methods = list(points.method.unique())
-    figure, bold = go.Figure(), 0.35 if len(methods) <= FEW else 0.15
+    traces, bold = list[Trace](), 0.35 if len(methods) <= FEW else 0.15
     for row, method in enumerate(methods):
         colour, symbol = styles[method]
         own = points[points.method == method]
@@ -49,45 +55,44 @@ def frontier_figure(
         own, front = own.iloc[first], front[first]
         if len(objectives) == 2 and len(own) > 1:
             line = own[front].sort_values(f"reward:{x}")
-            figure.add_scatter(
-                x=line[f"reward:{x}"], y=line[f"reward:{y}"], mode="lines", line={"color": colour, "width": 2.5},
-                hoverinfo="skip", showlegend=False, legendgroup=method,
+            traces += scatter(
+                x=line[f"reward:{x}"].tolist(), y=line[f"reward:{y}"].tolist(), mode="lines",
+                line={"color": colour, "width": 2.5}, hoverinfo="skip", showlegend=False, legendgroup=method,
             )  # fmt: skip
-        figure.add_scatter(
-            name=html.escape(method), x=own[f"reward:{x}"], y=own[f"reward:{y}"] if y else [-row] * len(own),
+        traces += scatter(
+            name=html.escape(method), x=own[f"reward:{x}"].tolist(),
+            y=own[f"reward:{y}"].tolist() if y else [-row] * len(own),
             mode="markers", legendgroup=method,
             marker={"color": colour, "symbol": [symbol if on else f"{symbol}-open" for on in front],
                     "size": 17 if method == REFERENCE else 10,
                     "line": {"color": ["white" if on else colour for on in front],
                              "width": [1 if on else 2 for on in front]}},
-            error_x=_bars(own, x, colour, bold), error_y=_bars(own, y, colour, bold) if y else None,
-            customdata=own[["method", "weighting_id"]].to_numpy(),
-            text=[hover(point, objectives, samples) for _, point in own.iterrows()],
+            error_x=_bars(own, x, colour, bold), **({"error_y": _bars(own, y, colour, bold)} if y else {}),
+            customdata=own[["method", "weighting_id"]].to_numpy().tolist(),
+            text=[hover(point, objectives, samples) for point in own.to_dict("records")],
             hovertemplate="%{text}<extra></extra>",
         )  # fmt: skip
         if len(objectives) == 2 and len(own) > 1 and own[f"w:{x}"].notna().all() and len(methods) <= FEW:
-            _label_ends(figure, own, objectives, (x, y), colour)
-    figure.update_xaxes(title={"text": f"{x} (standardized)", "standoff": 8})
-    if y:
-        figure.update_yaxes(title={"text": f"{y} (standardized)", "standoff": 4})
-    else:
-        figure.update_yaxes(tickvals=[-row for row in range(len(methods))], ticktext=methods)
-    return dress(figure, 520).update_layout(clickmode="event+select", dragmode=False)
+            traces += _label_ends(own, objectives, (x, y), colour)
+    rows = {"tickvals": [-row for row in range(len(methods))], "ticktext": methods}
+    return drawn(
+        traces, 520, {"title": f"{x} (standardized)"}, {"title": f"{y} (standardized)"} if y else rows,
+        clickmode="event+select", dragmode=False,
+    )  # fmt: skip
 
 
-def _label_ends(
-    figure: go.Figure, own: pd.DataFrame, objectives: Sequence[str], axes: tuple[str, str], colour: str
-) -> None:
-    """Write the weightings at a method's ends: where w puts all on one objective."""
+def _label_ends(own: pd.DataFrame, objectives: Sequence[str], axes: tuple[str, str], colour: str) -> list[Trace]:
+    """Return the weightings as text at a method's ends: where w puts all on one objective."""
     x, y = axes
-    order = own.sort_values(f"w:{x}")
+    order, labels = own.sort_values(f"w:{x}"), list[Trace]()
     for end, side in ((order.iloc[0], "top right"), (order.iloc[-1], "bottom right")):
         label = weighting_label(weighting(end, objectives))
-        figure.add_scatter(
+        labels += scatter(
             x=[end[f"reward:{x}"]], y=[end[f"reward:{y}"]], text=[f"\u00a0\u00a0<b>{label}</b>"], mode="text", textposition=side,
             textfont={"color": colour, "size": 12}, hoverinfo="skip", showlegend=False, legendgroup=own.method.iloc[0],
             cliponaxis=False,
         )  # fmt: skip
+    return labels
 
 
 def attainment_bands(
@@ -99,14 +104,14 @@ def attainment_bands(
         best, all_runs = (stairs(by_share[share]) for share in (min(by_share), max(by_share)))
         outline = np.concatenate([best, all_runs[::-1]])
         figure.add_scatter(
-            x=outline[:, 0], y=outline[:, 1], mode="lines", fill="toself", fillcolor=faint(colour, 0.16),
-            line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=method,
+            x=outline[:, 0].tolist(), y=outline[:, 1].tolist(), mode="lines", fill="toself",
+            fillcolor=faint(colour, 0.16), line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=method,
         )  # fmt: skip
         if 0.5 in by_share:
             median = stairs(by_share[0.5])
             figure.add_scatter(
-                x=median[:, 0], y=median[:, 1], mode="lines", line={"color": colour, "width": 1, "dash": "dot"},
-                hoverinfo="skip", showlegend=False, legendgroup=method,
+                x=median[:, 0].tolist(), y=median[:, 1].tolist(), mode="lines",
+                line={"color": colour, "width": 1, "dash": "dot"}, hoverinfo="skip", showlegend=False, legendgroup=method,
             )  # fmt: skip
     return figure
 
@@ -134,10 +139,10 @@ def add_stars(figure: go.Figure, stars: Sequence[tuple[str, float, float, str]])
 def hypervolume_figure(metrics: pd.DataFrame, styles: Styles) -> go.Figure:
     """Hypervolume of every method with its 95 % interval, one row each, the best on top."""
     volumes = metrics[metrics.metric == "hypervolume"].sort_values("value")
-    figure = go.Figure()
+    traces: list[Trace] = []
     for _, row in volumes.iterrows():
         colour, symbol = styles[row.method]
-        figure.add_scatter(
+        traces += scatter(
             name=html.escape(row.method), x=[row.value], y=[html.escape(row.method)], mode="markers+text",
             text=[f"<b>{row.value:.2f}</b>"], textposition="top center", textfont={"color": colour, "size": 14},
             marker={"color": colour, "symbol": symbol, "size": 17 if row.method == REFERENCE else 12},
@@ -145,29 +150,29 @@ def hypervolume_figure(metrics: pd.DataFrame, styles: Styles) -> go.Figure:
                      "arrayminus": [row.value - row.low], "color": colour, "thickness": 2.5, "width": 5},
             hovertemplate=f"{row.value:.2f}, 95 % [{row.low:.2f}, {row.high:.2f}]<extra></extra>",
         )  # fmt: skip
-    dress(figure, 110 + (62 if len(volumes) <= FEW else 40) * len(volumes))
-    figure.update_layout(showlegend=False, margin={"t": 14})
-    figure.update_xaxes(title={"text": "hypervolume", "standoff": 8})
-    figure.update_yaxes(range=[-0.5, len(volumes) - 0.3], showgrid=False)
-    return figure
+    return drawn(
+        traces, 110 + (62 if len(volumes) <= FEW else 40) * len(volumes), {"title": "hypervolume"},
+        {"range": [-0.5, len(volumes) - 0.3], "showgrid": False}, margin={"l": room(volumes.method), "t": 14},
+        showlegend=False,
+    )  # fmt: skip
 
 
-def weighting(point: pd.Series, objectives: Sequence[str]) -> dict[str, float] | None:
+def weighting(point: Point, objectives: Sequence[str]) -> dict[str, float] | None:
     """The point's weighting by objective, None for a policy that takes none."""
     weights = {name: float(point[f"w:{name}"]) for name in objectives}
     return None if any(pd.isna(value) for value in weights.values()) else weights
 
 
-def hover(point: pd.Series, objectives: Sequence[str], samples: Mapping[Key, str] | None = None) -> str:
+def hover(point: Point, objectives: Sequence[str], samples: Mapping[Key, str] | None = None) -> str:
     """Return what a point shows under the mouse: method, weighting, rewards with intervals, KL, length, an answer."""
     weights = weighting(point, objectives)
-    lines = [f"<b>{html.escape(point.method)}</b>" + ("" if weights is None else f" at {weighting_label(weights)}")]
+    lines = [f"<b>{html.escape(point['method'])}</b>" + ("" if weights is None else f" at {weighting_label(weights)}")]
     for name in objectives:
         low, high = point[f"low:{name}"], point[f"high:{name}"]
         lines.append(f"{html.escape(name)} {point[f'reward:{name}']:.2f} [{low:.2f}, {high:.2f}]")
-    if pd.notna(point.kl):
-        lines.append(f"KL {point.kl:.2f} nats, {point.length:.1f} tokens")
-    sample = (samples or {}).get((point.method, int(point.weighting_id)))
+    if pd.notna(point["kl"]):
+        lines.append(f"KL {point['kl']:.2f} nats, {point['length']:.1f} tokens")
+    sample = (samples or {}).get((point["method"], int(point["weighting_id"])))
     if sample:
         lines += ["", *(f"<i>{html.escape(line)}</i>" for line in textwrap.wrap(sample, 48)[:4])]
     return "<br>".join(lines)
@@ -175,8 +180,8 @@ def hover(point: pd.Series, objectives: Sequence[str], samples: Mapping[Key, str
 
 def _bars(own: pd.DataFrame, objective: str, colour: str, bold: float) -> dict[str, object]:
     value = own[f"reward:{objective}"]
-    return {"type": "data", "symmetric": False, "array": own[f"high:{objective}"] - value,
-            "arrayminus": value - own[f"low:{objective}"], "color": faint(colour, bold),
+    return {"type": "data", "symmetric": False, "array": (own[f"high:{objective}"] - value).tolist(),
+            "arrayminus": (value - own[f"low:{objective}"]).tolist(), "color": faint(colour, bold),
             "thickness": 1.2, "width": 0}  # fmt: skip
 
 
@@ -193,22 +198,44 @@ def shade(colour: str, *, dark: bool) -> str:
 
 def themed(figure: go.Figure, *, dark: bool) -> go.Figure:
     """Return the figure for a theme: in the dark one, every colour that is too dark to be seen is replaced by its partner."""
-    if not dark:
-        return figure
-    text = figure.to_json()
-    for light, partner in DARK.items():
-        text = text.replace(f'"{light}"', f'"{partner}"')
-    return go.Figure(json.loads(text))
+    if dark:
+        text = figure.to_json()
+        for light, partner in DARK.items():
+            text = text.replace(f'"{light}"', f'"{partner}"')
+        figure = go.Figure(json.loads(text))
+    figure.layout.template = None  # every new figure has the default one; `drawn` has the look
+    return figure
 
 
-def dress(figure: go.Figure, height: int) -> go.Figure:
-    """Give a figure the look that all of them share."""
+def scatter(**settings: Any) -> list[Trace]:
+    """Return a trace of points or lines. A dictionary: `figure.add_scatter` takes the server longer."""
+    return [{"type": "scatter", **settings}]
+
+
+def drawn(
+    traces: Sequence[Trace], height: int, x: Axis | None = None, y: Axis | None = None, **layout: Any
+) -> go.Figure:
+    """Return a figure with the look that all of them share; `x` and `y` are settings of its axes, a title is a text.
+
+    What keeps the browser from drawing it two or three times (docs/dashboard.md): data that count as the same unless their
+    revision changes (never: Streamlit makes other data a new figure), and margins that usually suffice. The data have to be
+    lists: plotly takes the same array, sent twice, for two different ones.
+    """
     axis = {"gridcolor": GRID, "zeroline": False, "tickfont": {"color": FAINT}, "automargin": True, "fixedrange": True}
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
-    return figure.update_layout(
-        height=height, margin={"l": 8, "r": 12, "t": 8, "b": 8}, plot_bgcolor="white", paper_bgcolor="white",
-        font={"color": INK, "size": 14, "family": "Source Sans, sans-serif"},
-        hoverlabel={"bgcolor": "white", "font": {"color": INK}},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "title": None},
-    )  # fmt: skip
+    axes = {
+        f"{name}axis": axis | own | ({"title": {"text": own["title"], "standoff": standoff}} if "title" in own else {})
+        for name, own, standoff in (("x", x or {}, 8), ("y", y or {}, 4))
+    }
+    look = {
+        "height": height, "datarevision": 1, "plot_bgcolor": "white", "paper_bgcolor": "white",
+        "font": {"color": INK, "size": 14, "family": "Source Sans, sans-serif"},
+        "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+    }  # fmt: skip
+    # all at once: every update of a figure takes the server milliseconds
+    return go.Figure(list(traces), look | axes | layout | {"margin": MARGIN | layout.get("margin", {})})
+
+
+def room(names: Iterable[str]) -> int:
+    """Return pixels that names beside an axis need at most: with fewer, plotly draws all of the figure once more."""
+    return 10 + round(7.2 * max((len(name) for name in names), default=0))

@@ -291,6 +291,20 @@ def test_three_objectives_have_a_triangle_and_a_front_to_turn(browser, tmp_path)
     assert [problem for problem in visit.problems if "WebGL" not in problem and "GPU" not in problem] == []
 
 
+@pytest.mark.parametrize("title", ["Frontier", "Dominance", "Steering", "Runs"])
+def test_margins_suffice_so_that_no_figure_is_drawn_anew_for_its_labels(visit, title):
+    page = visit.open(title)
+    page.locator(".js-plotly-plot .main-svg").first.wait_for()
+    visit.settle()
+    wider = page.evaluate(
+        """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => {
+            const {_size, margin} = plot._fullLayout;
+            return ['l', 'r', 'b'].filter(side => _size[side] > margin[side] + 1)  // the legend's place, t, costs no drawing
+                .map(side => `${plot.layout.height}: ${side} ${_size[side]} for ${margin[side]}`) })"""
+    )
+    assert wider == []
+
+
 def test_the_hypervolumes_look_as_they_did(visit):
     import numpy as np
     from PIL import Image

@@ -99,6 +99,23 @@ def test_methods_and_statistic_are_chosen_and_garbage_in_the_address_is_the_defa
     assert not app.exception and not app.warning
 
 
+@pytest.mark.parametrize(("page", "count"), [("frontier", 2), ("dominance", 3), ("steering", 3), ("runs", 2)])
+@pytest.mark.parametrize("dark", [False, True])
+def test_figures_are_sent_so_that_plotly_draws_them_once(page, count, dark, arena, monkeypatch):
+    import common
+
+    monkeypatch.setattr(common, "dark", lambda: dark)
+    figures = run(page, arena).get("plotly_chart")
+    assert len(figures) == count
+    for figure in figures:
+        # Streamlit hands plotly a copy of each figure: a template or a typed array of the copy counts as another one
+        spec = figure.proto.spec
+        assert '"bdata"' not in spec and '"template"' not in spec
+        assert json.loads(spec)["layout"]["datarevision"] == 1
+    text = "".join(figure.proto.spec for figure in figures)
+    assert ("#1F2933" in text, "#E6EAEE" in text) == (not dark, dark)
+
+
 def test_steering_table_has_the_known_tau(arena):
     app = run("steering", arena)
     table = app.dataframe[0].value
