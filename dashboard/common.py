@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from clp_lightning.errors import ClpError
-from clp_lightning.report import method_styles
+from clp_lightning.labels import method_styles
 from clp_lightning.store import REFERENCE, Store
 
 

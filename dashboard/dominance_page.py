@@ -7,7 +7,7 @@ import streamlit as st
 from common import View, choose_view, download, guarded, plain, show
 from explanations import COSTS, METRICS, PAIRS
 
-from clp_lightning.report import CAVEAT
+from clp_lightning.labels import CAVEAT
 from clp_lightning.store import Store
 
 

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 import streamlit as st
 from common import View, choose_document, choose_view, dark, guarded, plain, show, steady, without_reference
 
-from clp_lightning.report import CAVEAT, comparison, difference_sentence, weighting_label
+from clp_lightning.labels import CAVEAT, difference_sentence, weighting_label
+from clp_lightning.report import comparison
 from clp_lightning.runs import attainment, siblings
 from clp_lightning.store import REFERENCE, Store
 

@@ -12,7 +12,7 @@ import streamlit as st
 from common import LISTED, MARK, View, choose_view, dark, guarded, heading, marked, show
 
 from clp_lightning.errors import ClpError
-from clp_lightning.report import weighting_label
+from clp_lightning.labels import weighting_label
 from clp_lightning.store import Store
 
 OWN = "a text of my own"

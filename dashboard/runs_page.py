@@ -11,7 +11,7 @@ import streamlit as st
 from common import choose_run, download, guarded, show
 
 from clp_lightning.errors import ClpError
-from clp_lightning.report import method_styles
+from clp_lightning.labels import method_styles
 from clp_lightning.store import Store
 
 

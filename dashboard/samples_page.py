@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 from common import MARK, View, choose_document, choose_view, download, guarded, marked, steady, without_reference
 
-from clp_lightning.report import weighting_label
+from clp_lightning.labels import weighting_label
 from clp_lightning.store import REFERENCE, Store
 
 LIMIT = 200  # answers in a list

@@ -38,6 +38,7 @@ SURFACE = {
     "stages",
     "method_stages",
     "stage_files",
+    "labels",
     "report",
     "report_tables",
     "report_html",
@@ -140,7 +141,7 @@ def test_the_command_starts_without_torch():
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "dashboard").rglob("*.py")), ids=lambda path: path.name)
 def test_dashboard_reads_the_store_only(path):
     tree = parse(path)
-    readers = STORE | {"frontier", "weightings", "errors", "report"}  # report: labels and styles as in the reports
+    readers = STORE | {"frontier", "weightings", "errors", "labels", "report"}
     assert own(imported(tree, inside_functions=False)) <= readers
     assert own(imported(tree, inside_functions=True)) <= readers | {"files", "playground"}
     assert "torch" not in {name.split(".")[0] for name in imported(tree, inside_functions=False)}

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from clp_lightning import runs
 from clp_lightning.errors import ClpError
+from clp_lightning.labels import difference_sentence, method_styles
 from clp_lightning.picture import picture
-from clp_lightning.report import comparison, difference_sentence, method_styles, write_report
+from clp_lightning.report import comparison, write_report
 from clp_lightning.report_html import write_html
 from clp_lightning.report_tables import print_against, print_seeds, print_table, seeds_as_json
 from clp_lightning.store import Store, publish

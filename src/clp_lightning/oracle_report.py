@@ -11,9 +11,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from clp_lightning.files import atomic
+from clp_lightning.labels import method_styles
 from clp_lightning.oracle_run import OPTIMUM, STEPS, default_picture, run
 from clp_lightning.picture import FAINT, INK, MARKERS
-from clp_lightning.report import method_styles
 
 KEYS = ("method", "hypervolume_ratio", "regret_mean", "regret_max", "seconds")
 

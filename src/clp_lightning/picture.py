@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_lightning.files import atomic
-from clp_lightning.report import CAVEAT, method_styles, weighting_label
+from clp_lightning.labels import CAVEAT, method_styles, weighting_label
 from clp_lightning.store import REFERENCE
 
 MARKERS = {"star": "*", "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v",

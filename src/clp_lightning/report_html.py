@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from clp_lightning.files import atomic
-from clp_lightning.report import CAVEAT, comparison, difference_sentence, method_styles, weighting_label
+from clp_lightning.labels import CAVEAT, difference_sentence, method_styles, weighting_label
+from clp_lightning.report import comparison
 from clp_lightning.store import MONITORS, Store
 
 STYLE = """

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clp_lightning.report import CAVEAT, MONITOR_NAMES, difference_sentence, weighting_label
+from clp_lightning.labels import CAVEAT, MONITOR_NAMES, difference_sentence, weighting_label
 from clp_lightning.store import MONITORS, REFERENCE
 
 WIDE = 112  # columns in which rewards with intervals and monitors of two objectives fit side by side
