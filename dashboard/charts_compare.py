@@ -14,13 +14,13 @@ SCALE = [[0, "#FFFFFF"], [0.5, "#9CC7E4"], [1, "#00649C"]]
 
 
 def matrix_figure(values: pd.DataFrame, what: str) -> go.Figure:
-    """Shares (0..1) of row method against column method as a labelled matrix; NaN is left empty."""
+    """Shares (0..1) of row method against column method as a matrix labelled in percent; NaN is left empty."""
     names = [html.escape(name) for name in values.index]
-    text = values.map(lambda value: "" if pd.isna(value) else f"{value:.0%}").to_numpy().tolist()
+    text = values.map(lambda value: "" if pd.isna(value) else f"{100 * value:.0f}").to_numpy().tolist()
     shares = values.astype(object).where(values.notna(), None).to_numpy().tolist()
     cells = dict(  # plotly chooses black or white for the text of each cell
         type="heatmap", z=shares, x=names, y=names, zmin=0, zmax=1, colorscale=SCALE, showscale=False, xgap=2, ygap=2,
-        text=text, texttemplate="%{text}", textfont={"size": 12 if len(names) > 8 else 14},
+        text=text, texttemplate="%{text}", textfont={"size": 14} if len(names) <= 8 else {},  # {}: what fits into a cell
         hovertemplate=f"%{{y}} against %{{x}}<br>{html.escape(what)}: %{{z:.0%}}<extra></extra>",
     )  # fmt: skip
     return drawn(
