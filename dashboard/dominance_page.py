@@ -30,7 +30,9 @@ def _page(store: Store) -> None:
         charts_compare.matrix_figure(values, PAIRS[kind].title), "matrix", f"Matrix of methods: {PAIRS[kind].sentence}"
     )
     pairs = len(view.methods) * (len(view.methods) - 1) // 2
-    st.caption(f"Row against column, in percent. {PAIRS[kind].sentence} {pairs} pairs are compared and none is corrected for that.")
+    st.caption(
+        f"Row against column, in percent. {PAIRS[kind].sentence} {pairs} pairs are compared and none is corrected for that."
+    )
     download(values.reset_index(names="method"), f"{kind}-{view.run_id}")
     _volumes_and_costs(store, view)
     st.header("All measures")
