@@ -238,4 +238,4 @@ def drawn(
 
 def room(names: Iterable[str]) -> int:
     """Return pixels that names beside an axis need at most: with fewer, plotly draws all of the figure once more."""
-    return 10 + round(7.2 * max((len(name) for name in names), default=0))
+    return 10 + round(7.5 * max((len(name) for name in names), default=0))

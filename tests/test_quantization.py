@@ -148,7 +148,9 @@ def test_an_exported_adapter_fits_the_quantized_model(base, kind, tmp_path):
     policy.export(WEIGHTING, tmp_path / "out", "peft")
     plain, _ = load_base(base, dtype=torch.float32, quantization=kind)
     adapted = PeftModel.from_pretrained(plain, str(tmp_path / "out")).eval()
-    for module in adapted.modules():  # with AVX512-bf16 bitsandbytes would repack in blocks of 64, wider than these layers
+    for (
+        module
+    ) in adapted.modules():  # with AVX512-bf16 bitsandbytes would repack in blocks of 64, wider than these layers
         if type(module).__name__ == "Linear4bit":
             module.train()
     with torch.no_grad():
