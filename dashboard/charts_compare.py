@@ -37,7 +37,7 @@ def cost_figure(benefit: pd.DataFrame, cost: str, label: str, styles: Styles) ->
     for row in benefit.itertuples():
         colour, symbol = styles[row.method]
         traces += scatter(
-            name=html.escape(row.method), x=[getattr(row, cost)], y=[row.value], mode="markers",
+            name=html.escape(row.method), x=[getattr(row, cost)], y=[row.value], mode="markers", cliponaxis=False,
             marker={"color": colour, "symbol": symbol, "size": 16 if row.method == REFERENCE else 13},
             error_y={"type": "data", "symmetric": False, "array": [row.high - row.value],
                      "arrayminus": [row.value - row.low], "color": colour, "thickness": 1.6, "width": 4},
