@@ -166,9 +166,10 @@ class SteerablePolicy:
         def context(groups: Tensor) -> AbstractContextManager[None]:
             if self.experts is None:
                 return nullcontext()
-            return self.experts.steer(
-                None if coefficients is None else coefficients[groups], repeats=run_length(groups)
-            )
+            if coefficients is None:
+                return self.experts.steer(None)
+            repeats = run_length(groups) if self.experts.rank == "full" else 1  # on a GPU, asking waits for it
+            return self.experts.steer(coefficients[groups], repeats=repeats)
 
         return context
 
