@@ -27,6 +27,7 @@ RESPONSES = len(LETTERS) ** LENGTH
 TEXTS = [" ".join(letters) for letters in itertools.product(LETTERS, repeat=LENGTH)]  # every response, in order
 NUMBER = {text: number for number, text in enumerate(TEXTS)}
 PLACES = torch.tensor([len(LETTERS) ** place for place in reversed(range(LENGTH))])
+BEGUN = torch.cartesian_prod(*[torch.arange(len(LETTERS))] * (LENGTH - 1))  # all that a response can begin with
 NAMES = "uvwxyz"  # objectives: one word each where a weighting is written into the prompt
 HIDDEN = 64
 
@@ -170,8 +171,7 @@ def read_tokens(policy: SteerablePolicy, prompts: Prompts, coefficients: Tensor 
     Responses that begin alike share their beginning: it is read once, and its next letters are all looked up.
     """
     count, groups = len(LETTERS), len(prompts.ids)
-    starts = count ** (LENGTH - 1)
-    begun = torch.cartesian_prod(*[torch.arange(count)] * (LENGTH - 1)).repeat(groups, 1)  # [G * starts, T - 1]
+    starts, begun = len(BEGUN), BEGUN.repeat(groups, 1)  # [G * starts, T - 1]
     prefix = Prefix(policy.model, prompts, policy.steer(coefficients), samples=starts)
     hidden = torch.cat([prefix.last, prefix.extend(begun, torch.ones_like(begun, dtype=torch.bool))], dim=1)
     logits = prefix.logits(hidden.flatten(0, 1)[:, None], prefix.rows.repeat_interleave(LENGTH))
