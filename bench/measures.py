@@ -121,7 +121,10 @@ def objectives(subject: Subject, rounds: int, tiny: bool) -> dict[str, Any]:
 
 def _backward(model: Any, ids: Tensor) -> None:
     logits = model(input_ids=ids, use_cache=False).logits
-    functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+    following = functional.pad(
+        ids[:, 1:], (0, 1), value=-100
+    )  # which cross_entropy leaves out; a slice would copy all logits
+    functional.cross_entropy(logits.flatten(0, 1).float(), following.flatten()).backward()
     for parameter in model.parameters():
         parameter.grad = None
 

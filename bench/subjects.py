@@ -68,7 +68,7 @@ def steerable(subject: Subject, objectives: int = 2, *, plain: bool = False) -> 
         experts = Experts(model, conditioning="full", experts=objectives, rank=RANK)
         generator = torch.Generator().manual_seed(0)
         for layer in experts.layers.values():
-            layer.b.data.normal_(std=0.002, generator=generator)
+            layer.own()[-1].data.normal_(std=0.002, generator=generator)
     return SteerablePolicy(model, tokenizer(subject), GENERATION, objectives=names, experts=experts)
 
 

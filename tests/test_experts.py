@@ -1,6 +1,7 @@
 """The algebra of experts, for every variant of CLP and every model family: float32, against merged plain models."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_models import FAMILIES, GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OPTForCausalLM, PhiForCausalLM
 
-from clp_lightning.conditioned import ConditionedLinear
+from clp_lightning.conditioned import FullRankLinear, LowRankProduct
 from clp_lightning.config_data import Layers
 from clp_lightning.errors import UsageError
 from clp_lightning.experts import Experts, run_length
@@ -60,17 +61,60 @@ def test_full_rank_experts_that_are_merged_per_group_are_those_averaged_per_row(
         return log_probs, torch.autograd.grad(log_probs.mean(), parameters)
 
     merged = []
-    plain = ConditionedLinear.merged
-    monkeypatch.setattr(ConditionedLinear, "merged", lambda self, *rest: merged.append(self) or plain(self, *rest))
+    plain = FullRankLinear.merged
+    monkeypatch.setattr(FullRankLinear, "merged", lambda self, *rest: merged.append(self) or plain(self, *rest))
     per_group, gradients = scored()
     assert {layer.role for layer in merged} == {layer.role for layer in policy.experts.layers.values()}
-    monkeypatch.setattr(ConditionedLinear, "merges", lambda self, x: False)
+    monkeypatch.setattr(FullRankLinear, "merges", lambda self, x: False)
     count = len(merged)
     per_row, expected = scored()
     assert len(merged) == count  # nothing was merged
     torch.testing.assert_close(per_group, per_row, atol=1e-5, rtol=0)
     for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("conditioning", "rank", "shared"), VARIANTS)
+def test_while_frozen_a_model_computes_the_same_and_stays_itself(base, conditioning, rank, shared):
+    policy = make_policy(base, conditioning, rank=rank, shared=shared)
+    weightings = np.array([[0.2, 0.8], [1.0, 0.0], [0.5, 0.5]])
+    before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
+    tied = {parameter.data_ptr() for parameter in policy.model.parameters()}
+    thawed = all_log_probs(policy, weightings)
+
+    def frozen(policy):
+        with torch.no_grad(), policy.experts.frozen():
+            return all_log_probs(policy, weightings)
+
+    torch.testing.assert_close(frozen(policy), thawed, atol=1e-5, rtol=0)
+    with torch.no_grad():  # a step of training in between
+        for parameter in policy.experts.parameters():
+            parameter.mul_(0.5)
+    changed = all_log_probs(policy, weightings)
+    assert not torch.allclose(changed, thawed, atol=1e-3)
+    torch.testing.assert_close(frozen(policy), changed, atol=1e-5, rtol=0)
+    torch.testing.assert_close(frozen(copy.deepcopy(policy)), changed, atol=1e-5, rtol=0)
+    policy.model.double().float()  # every parameter is somewhere else, as after a move to another device
+    torch.testing.assert_close(frozen(policy), changed, atol=1e-5, rtol=0)
+    assert len({parameter.data_ptr() for parameter in policy.model.parameters()}) == len(tied)
+    experts = {id(parameter) for parameter in policy.experts.parameters()}
+    for name, parameter in policy.model.named_parameters():
+        assert id(parameter) in experts or torch.equal(parameter, before[name])
+
+
+def test_gradients_of_the_low_rank_product_are_those_of_its_single_steps():
+    generator = torch.Generator().manual_seed(0)
+    draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+    layer = torch.nn.Linear(5, 4, bias=True, dtype=torch.float64).requires_grad_(False)
+    x, a, b = (draw(*size, requires_grad=True) for size in ((2, 3, 5), (6, 5), (4, 6)))
+    scale = draw(2, 1, 6)
+    expected = layer(x) + ((x @ a.T) * scale) @ b.T
+    y = LowRankProduct.apply(x, a, b, scale, layer)
+    torch.testing.assert_close(y, expected)
+    direction = draw(2, 3, 4)
+    ours, theirs = (torch.autograd.grad(out, (x, a, b), direction) for out in (y, expected))
+    torch.testing.assert_close(ours, theirs)
+    assert torch.autograd.gradcheck(lambda *inputs: LowRankProduct.apply(*inputs, scale, layer), (x, a, b))
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6))

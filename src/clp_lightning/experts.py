@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clp_lightning.conditioned import ConditionedLinear, Rank, Steering
+from clp_lightning.conditioned import ConditionedLinear, FullRankLinear, LowRankLinear, Rank, Role, Steering
 from clp_lightning.config_data import Layers
 from clp_lightning.errors import UsageError
 from clp_lightning.loading import quantization_of
@@ -83,8 +83,9 @@ class Experts(nn.Module):
         for name, module in list(model.named_modules()):
             conditioned = bool(chosen.fullmatch(name))
             if isinstance(module, nn.Linear) and (conditioned or (shared and everything.fullmatch(name))):
-                count, role = (experts, "conditioned") if conditioned else (1, "shared")
-                layer = ConditionedLinear(module, count, rank, self.steering, role, generator)  # type: ignore[arg-type]
+                layer = self._layer(
+                    module, experts if conditioned else 1, "conditioned" if conditioned else "shared", generator
+                )
                 _put(model, name, layer)
                 self.layers[name] = layer
         if not any(layer.role == "conditioned" for layer in self.layers.values()) and not (
@@ -126,12 +127,12 @@ class Experts(nn.Module):
         """Cast the experts once for a block without gradients, instead of once per generated token."""
         for layer in self.layers.values():
             dtype = layer.base.weight.dtype if self.quantized and layer.base.weight.is_floating_point() else self.dtype
-            layer.cast = [parameter.detach().to(dtype) for parameter in layer.own()]
+            layer.freeze(dtype)
         try:
             yield
         finally:
             for layer in self.layers.values():
-                layer.cast = None
+                layer.thaw()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the experts' parameters by name: `LAYER.a` [M*r, in] and `LAYER.b` [out, M*r], or `LAYER.delta`."""
@@ -172,6 +173,11 @@ class Experts(nn.Module):
             model.requires_grad_(False)
             self.parameters_by_name.requires_grad_(True)
             self.quantized = False
+
+    def _layer(self, base: nn.Linear, count: int, role: Role, generator: torch.Generator) -> ConditionedLinear:
+        if self.rank == "full":
+            return FullRankLinear(base, count, self.steering, role)
+        return LowRankLinear(base, count, self.rank, self.steering, role, generator)
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from clp_lightning.conditioned import LowRankLinear
 from clp_lightning.errors import UsageError
 from clp_lightning.experts import Experts
 from clp_lightning.files import atomic, write_json
@@ -42,11 +43,12 @@ def _write_adapter(model: Any, experts: Experts, coefficients: Tensor, folder: P
     """Write stacked experts as one LoRA: `sum_i w_i B_i A_i = [w_1 B_1 .. w_K B_K] [A_1; ..; A_K]`, exactly."""
     from peft import LoraConfig
 
-    ranks = {name: layer.a.shape[0] for name, layer in experts.layers.items()}
+    layers = {name: layer for name, layer in experts.layers.items() if isinstance(layer, LowRankLinear)}
+    ranks = {name: len(layer.a) for name, layer in layers.items()}
     tensors: dict[str, Tensor] = {}
-    for name, layer in experts.layers.items():
+    for name, layer in layers.items():
         own = experts.layer_coefficients(layer, coefficients)
-        scale = (experts.scaling * own).repeat_interleave(int(experts.rank))
+        scale = (experts.scaling * own).repeat_interleave(layer.rank)
         tensors[f"base_model.model.{name}.lora_A.weight"] = layer.a.detach().contiguous().cpu()
         tensors[f"base_model.model.{name}.lora_B.weight"] = (layer.b.detach() * scale).contiguous().cpu()
     most = max(ranks.values())

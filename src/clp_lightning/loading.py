@@ -1,8 +1,10 @@
 """Loading a transformers folder as the model that is steered, in the precision that suits the hardware."""
 
+import ctypes
 import functools
 import importlib.util
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,20 @@ def answering_dtype(name: str = "auto") -> torch.dtype:
     return hardware_dtype() if torch.cuda.is_available() else torch.float32
 
 
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees; tell whether the C library can be asked to (glibc's `mallopt`).
+
+    By itself glibc hands blocks of a tensor's size back at once, now and then, and takes new pages for the next one: up to a
+    fifth of a rollout's time on a CPU (docs/log.md). What a process holds at most stays as it was.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is None:
+        return False
+    mmap_threshold, trim_threshold = -3, -1  # malloc.h
+    return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, -1))
+
+
 def load_base(
     folder: Path | str,
     *,
@@ -90,6 +106,7 @@ def load_base(
     """
     if not (Path(folder) / "config.json").is_file():
         raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
+    keep_freed_memory()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
