@@ -62,8 +62,8 @@ def load(config: Config, name: str, models: Path) -> Contestant:
     if name == REFERENCE:
         return Contestant(_reference(config, models), points, FREE | {"forward_passes_per_token": 1})
     # the strongest steering that a policy conditioned on the KL strength was trained for, unless the weightings hold it
-    swept = config.training.alpha_high is None or sweeps_alpha(config, name)
-    alpha = None if swept else config.training.alpha
+    fixed = config.training.alpha_high is not None and not sweeps_alpha(config, name)
+    alpha = config.training.alpha if fixed else None
     if name in config.methods:
         policy = SteerablePolicy.from_pretrained(models / name, **place)
         return Contestant(policy, points, _cost(models / name, 1), alpha=alpha)

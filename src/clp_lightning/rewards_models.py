@@ -161,6 +161,8 @@ def fitting(tokenizer: Any, documents: Sequence[str], responses: Sequence[str], 
 
     def end(document: str, response: str) -> str:
         share = max(room - tokens(response), room // 2, 0)  # what the tokenizer, too, leaves to a longer text
+        if tokens(document) <= share:
+            return document
         words = [0, *(space.start() for space in re.finditer(r"\s+", document)), len(document)]
         return document[words[bisect.bisect_left(words, -share, key=lambda start: -tokens(document[start:]))] :]
 
