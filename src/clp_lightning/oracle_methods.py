@@ -46,7 +46,7 @@ QUEUE = ("clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit")
 def training(alpha: float, steps: int) -> Training:
     """Return the budget and the objective, the same for every method; alpha is annealed from 0.5 (docs/log.md says why)."""
     return Training(
-        seed=0, steps=steps, accumulate=1, devices=1, prompts_per_step=16, samples_per_prompt=1024, learning_rate=4e-3,
+        seed=0, steps=steps, accumulate=1, devices=1, prompts_per_step=16, samples_per_prompt=1024, learning_rate=3e-3,
         rank="full", alpha=alpha, alpha_start=0.5 if alpha < 0.5 else None, alpha_high=None, kl="reward",
         baseline="leave_one_out", advantages="batch", gradient_clip=1.0, checkpoint_every=10**6,
     )  # fmt: skip
