@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OPTForCausalLM, PhiForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, OPTForCausalLM, PhiForCausalLM
 
 from clp_lightning.conditioned import FullRankLinear, LowRankProduct
 from clp_lightning.config_data import Layers
@@ -252,6 +252,10 @@ def test_bad_experts_are_one_line(llama):
         Experts(model, conditioning="full", experts=0, rank=1)
     with pytest.raises(UsageError, match="no linear layer of the set"):
         Experts(torch.nn.Sequential(torch.nn.Linear(2, 2)), conditioning="attention", experts=1, rank=1)
+    for conditioning in ("full", "none"):  # GPT-2's layers are no linear ones; its output layer is
+        with pytest.raises(UsageError, match=r"beside its output layer .* it has lm_head"):
+            gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1))
+            Experts(gpt2, conditioning=conditioning, experts=2, rank=1, shared=True)
     with pytest.raises(UsageError, match="alpha: this policy was trained at one KL strength"):
         make_policy(llama).coefficients({"a": 1.0}, 1, 0.5)
     for alphas in (1.5, [0.1, 0.2], float("nan")):

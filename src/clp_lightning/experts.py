@@ -88,12 +88,14 @@ class Experts(nn.Module):
                 )
                 _put(model, name, layer)
                 self.layers[name] = layer
-        if not any(layer.role == "conditioned" for layer in self.layers.values()) and not (
-            conditioning == "none" and self.layers
-        ):
+        trained = {name for name, layer in self.layers.items() if layer.role == "conditioned" or conditioning == "none"}
+        aside = ""
+        if conditioning in ("full", "none"):  # an output layer by itself is no policy of the whole model
+            trained, aside = trained - set(self.output_layers), " beside its output layer"
+        if not trained:
             raise UsageError(
-                f"{type(model).__name__} has no linear layer of the set {conditioning!r} ({chosen.pattern}); choose another "
-                f"conditioning, or name its layers in params.yaml (layers); it has {_some_linear(model)}"
+                f"{type(model).__name__} has no linear layer of the set {conditioning!r}{aside} ({chosen.pattern}); choose "
+                f"another conditioning, or name its layers in params.yaml (layers); it has {_some_linear(model)}"
             )
         self.quantized = quantization_of(model) is not None
         first = next(iter(self.layers.values())).base.weight
