@@ -121,9 +121,7 @@ def objectives(subject: Subject, rounds: int, tiny: bool) -> dict[str, Any]:
 
 def _backward(model: Any, ids: Tensor) -> None:
     logits = model(input_ids=ids, use_cache=False).logits
-    following = functional.pad(
-        ids[:, 1:], (0, 1), value=-100
-    )  # which cross_entropy leaves out; a slice would copy all logits
+    following = functional.pad(ids[:, 1:], (0, 1), value=-100)  # ignored: slicing would copy all logits
     functional.cross_entropy(logits.flatten(0, 1).float(), following.flatten()).backward()
     for parameter in model.parameters():
         parameter.grad = None
