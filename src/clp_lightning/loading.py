@@ -92,6 +92,18 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_threshold, 2**30) and mallopt(trim_threshold, -1))
 
 
+@functools.cache
+def prepare_vector_math() -> None:
+    """Compute a sine and a cosine in one thread.
+
+    MKL's vector functions set themselves up at their first call. Where two threads made it at once, for a model's rotary
+    embedding, the last bits came out otherwise in a quarter of the processes: another text now and then, hence another
+    training (docs/log.md, 2026-11-26).
+    """
+    few = torch.ones(16)  # so few that one thread does it
+    few.cos(), few.sin()
+
+
 def load_base(
     folder: Path | str,
     *,
@@ -107,6 +119,7 @@ def load_base(
     if not (Path(folder) / "config.json").is_file():
         raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
     keep_freed_memory()
+    prepare_vector_math()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
