@@ -83,7 +83,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees; tell whether the C library can be asked to (glibc's `mallopt`).
 
     By itself glibc hands blocks of a tensor's size back at once, now and then, and takes new pages for the next one: up to a
-    fifth of a rollout's time on a CPU (docs/log.md). What a process holds at most stays as it was.
+    fifth of a rollout's time on a CPU, for a higher peak of memory (docs/results.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is None:
