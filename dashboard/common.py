@@ -68,11 +68,6 @@ def show(figure: go.Figure, key: str, alt: str, **options: Any) -> Any:
     return st.plotly_chart(figure, width="stretch", config=config, theme=None, key=key, alt=alt, **options)
 
 
-def figures(values: pd.Series, digits: int) -> list[str]:
-    """Return numbers as a table shows them; a dash is one that does not exist."""
-    return ["–" if pd.isna(value) else f"{value:.{digits}f}" for value in values]
-
-
 def marked(text: str, before: str | None) -> str:
     """Return a text as HTML, its words that `before` has not marked; nothing in it is interpreted."""
     words = text.split()

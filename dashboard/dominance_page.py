@@ -4,7 +4,7 @@ import charts
 import charts_compare
 import pandas as pd
 import streamlit as st
-from common import View, choose_view, download, figures, guarded, plain, show
+from common import View, choose_view, download, guarded, plain, show
 from explanations import COSTS, METRICS, PAIRS
 
 from clp_lightning.labels import CAVEAT
@@ -106,8 +106,13 @@ def _measures(view: View) -> None:
     own = view.metrics[view.metrics.target.isna() & view.metrics.metric.isin(METRICS)]
     table = own.pivot(index="method", columns="metric", values="value").reindex(view.methods)
     table = table[[name for name in METRICS if name in table]].round(6) + 0.0  # no -0.00
-    measures = {METRICS[name].title: figures(table[name], METRICS[name].digits) for name in table}
-    st.table(pd.DataFrame(measures, index=table.index))
+    columns = {
+        name: st.column_config.NumberColumn(
+            METRICS[name].title, help=METRICS[name].sentence, format=f"%.{METRICS[name].digits}f"
+        )
+        for name in table
+    }
+    st.dataframe(table, column_config=columns, width="stretch", alt="Measures of every method")
     with st.expander("What the measures mean"):
         st.markdown("\n".join(f"- **{METRICS[name].title}**: {METRICS[name].sentence}" for name in table))
     download(own.drop(columns="target"), f"measures-{view.run_id}")

@@ -3,7 +3,7 @@
 import charts_compare
 import pandas as pd
 import streamlit as st
-from common import View, choose_view, download, figures, guarded, show, without_reference
+from common import View, choose_view, download, guarded, show, without_reference
 
 from clp_lightning.errors import ClpError
 from clp_lightning.runs import obstacles
@@ -39,13 +39,18 @@ def _page(store: Store) -> None:
     )
     st.header("Steerability in numbers")
     table = steerability(view)
-    digits = {"tau": ("Kendall's tau", 2), "range": ("range", 2), "violations": ("violations", 0)}
-    numbers = {title: figures(table[name], places) for name, (title, places) in digits.items()}
-    st.table(pd.DataFrame({"objective": table.objective, **numbers}).set_index(table.method))
-    st.caption(
-        "Kendall's tau: does more weight buy more reward? 1 always, 0 never, below 0 the reverse. Range: largest minus "
-        "smallest mean reward over the weightings. Violations: steps to a higher weight at which the mean reward falls."
-    )
+    st.dataframe(
+        table, hide_index=True, width="stretch", alt="Kendall's tau, range and violations of every method and objective",
+        column_config={
+            "tau": st.column_config.NumberColumn(
+                "Kendall's tau", format="%.2f", help="Does more weight buy more reward? 1 always, 0 never, below 0 the reverse."
+            ),
+            "range": st.column_config.NumberColumn(format="%.2f", help="Largest minus smallest mean reward over the weightings."),
+            "violations": st.column_config.NumberColumn(
+                format="%d", help="Steps to a higher weight at which the mean reward falls."
+            ),
+        },
+    )  # fmt: skip
     download(table, f"steerability-{view.run_id}")
     st.header("What steering does besides")
     left, right = st.columns([1, 1])
