@@ -1,10 +1,6 @@
 """Rollouts, scoring, saving and use of the policy, on tiny models of every family in float32."""
 
 import copy
-import ctypes
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ from tiny_models import DOCUMENTS, FAMILIES, GENERATION, OBJECTIVES, all_log_pro
 
 from clp_lightning import rollout
 from clp_lightning.errors import ClpError, UsageError
-from clp_lightning.loading import hardware_dtype
 from clp_lightning.policy import SteerablePolicy
 
 
@@ -132,29 +127,3 @@ def test_merging_a_tied_output_layer_leaves_the_embedding(base_folder):
     policy.materialize({"a": 1.0})
     torch.testing.assert_close(policy.model.get_input_embeddings().weight, embedding)
     assert policy.model.config.tie_word_embeddings is False
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="glibc's allocator")
-def test_memory_that_is_kept_is_not_taken_page_by_page_again():
-    code = """
-import resource, sys, torch
-from clp_lightning.loading import keep_freed_memory
-kept = sys.argv[1] == "kept" and keep_freed_memory()
-assert kept == (sys.argv[1] == "kept")
-for number in range(21):
-    if number == 1: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(4_000_000) + torch.ones(9_000_000)[:4_000_000]
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}  # glibc's first value, which it may raise
-
-    def faults(mode: str) -> int:
-        command = [sys.executable, "-c", code, mode]
-        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-
-    # 20 times 68 MB are 332,000 pages of 4 KB, or 660 of 2 MB where the kernel gives huge ones
-    assert faults("kept") < 0.1 * faults("returned")
-
-
-def test_hardware_dtype_is_one_that_torch_computes():
-    assert hardware_dtype() in (torch.bfloat16, torch.float32)

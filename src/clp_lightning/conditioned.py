@@ -102,9 +102,9 @@ class LowRankLinear(ConditionedLinear):
 
     def freeze(self, dtype: torch.dtype) -> None:
         """Cast the experts, and put A under W, where it stays: W itself is copied once in the layer's life."""
-        super().freeze(dtype)
         weight, bias = self.base.weight, self.base.bias
         if not weight.is_floating_point():
+            super().freeze(dtype)
             return
         a, b = (parameter.detach().to(dtype) for parameter in self.own())
         if self.stacked is None or self.stacked.data_ptr() != weight.data_ptr():  # never made, or the model was moved
