@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 from common import View, choose_view, download, guarded, plain, show
 from explanations import COSTS, METRICS, PAIRS
+from html_tables import LABEL, Column, show_table
 
 from clp_lightning.labels import CAVEAT
 from clp_lightning.store import Store
@@ -105,14 +106,9 @@ def _volumes_and_costs(store: Store, view: View) -> None:
 def _measures(view: View) -> None:
     own = view.metrics[view.metrics.target.isna() & view.metrics.metric.isin(METRICS)]
     table = own.pivot(index="method", columns="metric", values="value").reindex(view.methods)
-    table = table[[name for name in METRICS if name in table]].round(6) + 0.0  # no -0.00
-    columns = {
-        name: st.column_config.NumberColumn(
-            METRICS[name].title, help=METRICS[name].sentence, format=f"%.{METRICS[name].digits}f"
-        )
-        for name in table
-    }
-    st.dataframe(table, column_config=columns, width="stretch", alt="Measures of every method")
+    table = table[[name for name in METRICS if name in table]]
+    columns = [Column(METRICS[name].title, table[name], f"z.{METRICS[name].digits}f") for name in table]
+    show_table([Column("method", table.index, LABEL), *columns], "Measures of every method")
     with st.expander("What the measures mean"):
         st.markdown("\n".join(f"- **{METRICS[name].title}**: {METRICS[name].sentence}" for name in table))
     download(own.drop(columns="target"), f"measures-{view.run_id}")

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 from common import View, choose_document, choose_view, dark, guarded, plain, show, steady, without_reference
+from html_tables import LABEL, Column, show_answers, show_table
 
 from clp_lightning.labels import CAVEAT, difference_sentence, weighting_label
 from clp_lightning.report import comparison
@@ -133,16 +134,7 @@ def _clicked(store: Store, view: View, event: Any) -> None:
     answers = store.answers_at(view.run_id, method, int(weighting_id), CLICKED)
     with st.container(border=True):
         st.subheader(f"{plain(method)}{where}", anchor=False)
-        st.dataframe(
-            answers, hide_index=True, width="stretch", alt=f"Answers of {method}{where}",
-            column_order=["document", "response", *(f"reward:{name}" for name in view.objectives), "length"],
-            column_config={
-                "document": st.column_config.TextColumn(width="large"),
-                "response": st.column_config.TextColumn("answer", width="large"),
-                "length": st.column_config.NumberColumn("tokens", format="%d"),
-                **{f"reward:{name}": st.column_config.NumberColumn(name, format="%.2f") for name in view.objectives},
-            },
-        )  # fmt: skip
+        show_answers(answers, view.objectives, f"Answers of {method}{where}")
 
 
 def _choose_axes(objectives: list[str]) -> tuple[str, str] | None:
@@ -188,28 +180,29 @@ def _methods(store: Store, view: View) -> None:
             sentences = "\n".join(f"- {plain(difference_sentence(pair))}." for pair in pairs)
             st.markdown(sentences or "There is one method only.")
         st.caption(f"The same resamples of the prompts for both methods. {CAVEAT}")
-        st.subheader("Dominated points and steerability")
-        st.table(_method_table(result, view.methods))
-        st.caption(
-            "Dominates: the share of the named method's points that some point of the row's method beats in one "
-            "objective and equals or beats in all. Steerability: does more weight buy more reward? "
-            "1 always, 0 never (Kendall's tau)."
-        )
+        columns = _method_table(result, view.methods)
+        title = "Steerability" if len(columns) == 1 + len(view.objectives) else "Dominated points and steerability"
+        st.subheader(title)
+        show_table(columns, title)
+        if title != "Steerability":
+            st.caption(
+                "Dominates: the share of the named method's points that some point of the row's method beats in one "
+                "objective and equals or beats in all."
+            )
+        st.caption("Steers: does more weight buy more reward? 1 always, 0 never (Kendall's tau).")
 
 
-def _method_table(result: dict, shown: list[str]) -> pd.DataFrame:
-    """A row per method, a column per method that it dominates and per objective."""
+def _method_table(result: dict, shown: list[str]) -> list[Column]:
+    """Return a row per method, a column per method that it dominates (of a few) and per objective."""
     methods = {method["method"]: method for method in result["methods"] if method["method"] in shown}
-    others = list(methods) if 1 < len(methods) <= FEW_PAIRS else []
-    rows = []
-    for name, method in methods.items():
-        shares = {f"dominates {other}": method["dominated_share"].get(other) for other in others}
-        steers = {f"steers {objective}": method["steerability"].get(objective) for objective in result["objectives"]}
-        rows.append({
-            "method": name, **{key: "–" if share is None else f"{share['value']:.0%}" for key, share in shares.items()},
-            **{key: "–" if tau is None else f"{tau:.2f}" for key, tau in steers.items()},
-        })  # fmt: skip
-    return pd.DataFrame(rows).set_index("method")
+    columns = [Column("method", methods, LABEL)]
+    for other in methods if 1 < len(methods) <= FEW_PAIRS else []:
+        shares = [method["dominated_share"].get(other) for method in methods.values()]
+        columns.append(Column(f"dominates {other}", [share and share["value"] for share in shares], ".0%"))
+    for objective in result["objectives"]:
+        taus = [method["steerability"].get(objective) for method in methods.values()]
+        columns.append(Column(f"steers {objective}", taus, "z.2f"))
+    return columns
 
 
 @st.fragment

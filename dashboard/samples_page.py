@@ -1,12 +1,10 @@
 """Fourth page: one document at every weighting, and the answers with the least of a reward."""
 
-import html
-
 import pandas as pd
 import streamlit as st
-from common import MARK, View, choose_document, choose_view, download, guarded, marked, steady, without_reference
+from common import View, choose_document, choose_view, download, guarded, marked, steady, without_reference
+from html_tables import LABEL, MARKUP, Column, rewards_and_tokens, show_answers, show_table, weighting_labels
 
-from clp_lightning.labels import weighting_label
 from clp_lightning.store import REFERENCE, Store
 
 LIMIT = 200  # answers in a list
@@ -45,32 +43,20 @@ def _one_document(store: Store, view: View) -> None:
     texts = store.texts(view.run_id, chosen.prompt_id)
     own = texts[texts.method == method].sort_values([f"w:{name}" for name in view.objectives], kind="stable")
     reference = texts[texts.method == REFERENCE]
-    st.html(side_by_side(own, reference, view.objectives))
+    show_table(side_by_side(own, reference, view.objectives), "Answers by weighting")
     st.caption("Marked: words that the answer one line above does not have.")
     download(texts.drop(columns=["document", "reference_summary"]), f"answers-{view.run_id}")
 
 
-def side_by_side(own: pd.DataFrame, reference: pd.DataFrame, objectives: list[str]) -> str:
-    """Return a table of a method's answers by weighting, as HTML; differences to the line above are marked."""
-    head = "".join(f"<th scope=col>{html.escape(text)}</th>" for text in ("weighting", "answer", *objectives, "tokens"))
-    lines, before = [], None
-    for _, row in pd.concat([reference, own]).iterrows():
-        weights = {name: row[f"w:{name}"] for name in objectives}
-        label = "reference policy" if pd.isna(list(weights.values())).any() else weighting_label(weights)
-        rewards = "".join(f"<td class=number>{row[f'reward:{name}']:+.2f}</td>" for name in objectives)
-        lines.append(
-            f"<tr><td class=w>{html.escape(label)}</td><td>{marked(row.response, before)}</td>{rewards}"
-            f"<td class=number>{row.length:.0f}</td></tr>"
-        )
-        before = row.response
-    return (
-        "<style>.answers{width:100%;border-collapse:collapse;font-size:.95rem}.answers td,.answers th{padding:.35rem .6rem;"
-        "border-bottom:1px solid rgba(128,128,128,.3);text-align:left;vertical-align:top}.answers .number{text-align:right;"
-        "font-variant-numeric:tabular-nums}.answers .w{white-space:nowrap}"
-        f"{MARK}</style><div style='overflow-x:auto' role=region tabindex=0 aria-label='Answers by weighting'>"
-        f"<table class=answers><thead><tr>{head}</tr>"
-        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+def side_by_side(own: pd.DataFrame, reference: pd.DataFrame, objectives: list[str]) -> list[Column]:
+    """Return a method's answers by weighting as a table, differences to the line above marked."""
+    rows = pd.concat([reference, own])
+    before = [None, *rows.response[:-1]]
+    return [
+        Column("weighting", weighting_labels(rows, objectives), LABEL),
+        Column("answer", [marked(*pair) for pair in zip(rows.response, before, strict=True)], MARKUP),
+        *rewards_and_tokens(rows, objectives),
+    ]
 
 
 @st.fragment
@@ -88,15 +74,6 @@ def _worst_answers(store: Store, view: View) -> None:
     if answers.empty:
         st.info("No answer has so little of this reward.", icon=":material/check:")
         return
-    st.dataframe(
-        answers, hide_index=True, width="stretch", alt=f"Answers of {method} with the least {objective}",
-        column_config={
-            **{f"reward:{name}": st.column_config.NumberColumn(name, format="%.2f") for name in view.objectives},
-            **{f"w:{name}": st.column_config.NumberColumn(f"w {name}", format="%.2f") for name in view.objectives},
-            "response": st.column_config.TextColumn("answer", width="large"),
-            "document": st.column_config.TextColumn(width="large"),
-            "kl": st.column_config.NumberColumn("KL", format="%.2f"), "length": st.column_config.NumberColumn(format="%d"),
-        },
-    )  # fmt: skip
+    show_answers(answers, view.objectives, f"Answers of {method} with the least {objective}")
     st.caption(f"The {len(answers)} answers with the least {objective}, over all weightings.")
     download(answers, f"worst-{objective}-{view.run_id}")

@@ -4,6 +4,7 @@ import charts_compare
 import pandas as pd
 import streamlit as st
 from common import View, choose_view, download, guarded, show, without_reference
+from html_tables import LABEL, Column, show_table
 
 from clp_lightning.errors import ClpError
 from clp_lightning.runs import obstacles
@@ -39,18 +40,20 @@ def _page(store: Store) -> None:
     )
     st.header("Steerability in numbers")
     table = steerability(view)
-    st.dataframe(
-        table, hide_index=True, width="stretch", alt="Kendall's tau, range and violations of every method and objective",
-        column_config={
-            "tau": st.column_config.NumberColumn(
-                "Kendall's tau", format="%.2f", help="Does more weight buy more reward? 1 always, 0 never, below 0 the reverse."
-            ),
-            "range": st.column_config.NumberColumn(format="%.2f", help="Largest minus smallest mean reward over the weightings."),
-            "violations": st.column_config.NumberColumn(
-                format="%d", help="Steps to a higher weight at which the mean reward falls."
-            ),
-        },
-    )  # fmt: skip
+    columns = [Column("method", table.method, LABEL), Column("objective", table.objective)]
+    figures = [
+        ("Kendall's tau", table.tau, "z.2f"),
+        ("range", table.range, ".2f"),
+        ("violations", table.violations, ".0f"),
+    ]
+    show_table(
+        columns + [Column(*figure) for figure in figures],
+        "Kendall's tau, range and violations of every method and objective",
+    )
+    st.caption(
+        "Kendall's tau: does more weight buy more reward? 1 always, 0 never, below 0 the reverse. Range: largest minus smallest "
+        "mean reward over the weightings. Violations: steps to a higher weight at which the mean reward falls."
+    )
     download(table, f"steerability-{view.run_id}")
     st.header("What steering does besides")
     left, right = st.columns([1, 1])
