@@ -74,10 +74,18 @@ repro: $(STAMP) ## run what is out of date in the pipeline, then print the compa
 	fi
 	if ! dvc status --quiet >/dev/null 2>&1; then
 	  dvc repro normalization
+	  failed=""
 	  for siblings in train@ evaluate; do  # they wait for nothing but what is done by now
-	    dvc stage list --name-only | grep "^$$siblings" | OMP_NUM_THREADS=$(THREADS) xargs -P $(JOBS) -I{} \
-	      bash -o pipefail -c 'dvc --wait-for-lock repro -s {} 2>&1 | sed -u "s/^/{}: /"'
+	    # what is left of a method that failed are results of another model
+	    dvc stage list --name-only | grep "^$$siblings" | OMP_NUM_THREADS=$(THREADS) xargs -P $(JOBS) -I{} bash -o pipefail -c \
+	      'dvc --wait-for-lock repro -s "$$1" 2>&1 | sed -u "s/^/$$1: /" || { rm -rf "results/$${1#*@}"; exit 1; }' _ {} || failed=yes
 	  done
+	  if [ -n "$$failed" ]; then
+	    clp stage publish
+	    clp frontier
+	    echo "make repro: a method failed, its lines above say why; the others are published. Run it again when that is mended" >&2
+	    exit 1
+	  fi
 	fi
 	dvc repro
 	clp frontier

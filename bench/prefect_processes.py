@@ -56,6 +56,9 @@ class PrefectProcesses:
             except urllib.error.HTTPError as error:
                 if error.code != 503:
                     raise
+            except TimeoutError:  # on a busy machine; what changes nothing may be asked again
+                if body is not None:
+                    raise
             time.sleep(0.5)
         raise RuntimeError(f"{path}: the server stays busy\n{self.logs()}")
 

@@ -5,9 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+
+from clp_lightning.store import Store
 
 BACKEND = """
 import pathlib, zipfile
@@ -35,13 +39,16 @@ def project(tmp_path, repository) -> Path:
     return tmp_path
 
 
+def outside() -> dict[str, str]:
+    """The environment, but for `make test`'s own level and flags, which are not for the make under test."""
+    return {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
+
+
 def make(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # `make test` runs this: its own level and flags are not for the make under test
-    outside = {name: value for name, value in os.environ.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
     return subprocess.run(
         ["make", *arguments],
         cwd=folder,
-        env={**outside, "PIP_NO_INDEX": "1", "PYTHON": sys.executable, **environment},
+        env={**outside(), "PIP_NO_INDEX": "1", "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -91,6 +98,42 @@ def test_set_up_without_a_suitable_python_is_one_line(project, tmp_path):
         "make setup: needs Python 3.11 or newer with venv; install it or name it: make setup PYTHON=/path/to/python3.11"
     ]
     assert not (project / ".venv").exists()
+
+
+@pytest.mark.slow
+def test_a_method_that_fails_is_named_and_the_others_are_published(repository, tmp_path):
+    if not (repository / ".venv" / ".set-up").is_file():
+        pytest.skip("`make setup` has not been run here")
+    for name in subprocess.check_output(["git", "ls-files", "-z"], cwd=repository, text=True).split("\0")[:-1]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(repository / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(repository / ".venv")
+    workspace = tmp_path / "build" / "smoke"
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(
+            ["make", "repro", "RECIPE=smoke"], cwd=tmp_path, env=outside(), stdout=log, stderr=log
+        )
+        while running.poll() is None and not (found := stages(workspace, "train --method rewarded-soups")):
+            time.sleep(0.1)
+        found[0].kill()
+        assert running.wait(timeout=300) == 2
+    said = (tmp_path / "log").read_text()
+    assert "ERROR: failed to reproduce 'train@rewarded-soups'" in said
+    assert "left out of the comparison: results/rewarded-soups/results.parquet is missing" in said
+    assert "make repro: a method failed, its lines above say why; the others are published." in said
+    store = Store(workspace / "frontier.duckdb")
+    assert set(store.points(store.run()["run_id"]).method) == {"reference", "clp-full"}
+
+
+def stages(workspace: Path, ending: str) -> list[psutil.Process]:
+    """Processes of a stage of this workspace."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        if process.info["cwd"] == str(workspace) and " ".join(process.info["cmdline"] or []).endswith(
+            f"clp stage {ending}"
+        ):
+            found.append(process)
+    return found
 
 
 def test_unknown_recipe_is_one_line(repository):
