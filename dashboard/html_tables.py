@@ -79,12 +79,13 @@ def weighting_labels(answers: pd.DataFrame, objectives: Sequence[str]) -> list[s
 
 def _folded(text: str) -> str:
     """Return a text of which the heading is seen until it is opened."""
-    head, body = heading(text), text
-    if text.startswith(head):
-        body = text[len(head) :].lstrip("\n")
+    head = heading(text)
+    shown = head.removesuffix("…") if not text.startswith(head) else head
+    body = text[len(shown) :].strip("\n")
     if not body:
         return html.escape(head)
-    return f"<details><summary>{html.escape(head)}</summary>{html.escape(body)}</details>"
+    cut = "…" if shown != head else ""
+    return f"<details><summary>{html.escape(head)}</summary>{cut}{html.escape(body)}</details>"
 
 
 def table(columns: Sequence[Column], label: str) -> str:

@@ -203,3 +203,13 @@ def test_the_champion_is_named_or_its_file_is_said_to_be_broken(tmp_path):
     for text in ("{", "[]", "{}"):
         path.write_text(text)
         assert "cannot be read" in runs_page.champion_sentence(path)
+
+
+def test_a_document_of_which_the_heading_is_seen_goes_on_when_it_is_opened():
+    from html_tables import _folded
+
+    assert _folded("one <line>") == "one &lt;line&gt;"
+    assert _folded("a line\nand another") == "<details><summary>a line</summary>and another</details>"
+    text = "word " * 30
+    assert _folded(text) == f"<details><summary>{text[:89]}…</summary>…{text[89:]}</details>"
+    assert _folded("") == ""
