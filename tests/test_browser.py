@@ -120,11 +120,12 @@ def test_steering_draws_rewards_that_rise_with_their_weight(visit):
 
 def test_samples_show_markup_as_text_and_mark_what_changes(visit):
     page = visit.open("Samples")
-    rows = page.get_by_role("region", name="Answers by weighting").locator("tbody tr")
+    answers = page.get_by_role("region", name="Answers by weighting")
+    rows = answers.locator("tbody tr")
     rows.first.wait_for()
     assert rows.count() == 6  # the reference policy and five weightings
-    assert page.locator(".readable mark").count() > 3
-    assert page.get_by_text("<b>creates</b> a *new* resource", exact=False).count() == 1
+    assert answers.locator("mark").count() > 3
+    assert answers.get_by_text("<b>creates</b> a *new* resource", exact=False).count() == 1
     page.get_by_label("Search the documents").fill("tagqueue11")
     page.keyboard.press("Enter")
     page.get_by_text("Creates a TagQueue11 resource.", exact=True).wait_for()
