@@ -125,7 +125,13 @@ def test_samples_show_markup_as_text_and_mark_what_changes(visit):
     rows.first.wait_for()
     assert rows.count() == 6  # the reference policy and five weightings
     assert answers.locator("mark").count() > 3
-    assert answers.get_by_text("<b>creates</b> a *new* resource", exact=False).count() == 1
+    markup = "<b>creates</b> a *new* resource"
+    assert page.get_by_test_id("stText").get_by_text(markup, exact=False).count() == 1
+    page.get_by_role("tab", name="Worst answers first").click()
+    worst = page.get_by_role("region", name="Answers of reference")
+    worst.locator("summary").first.click()
+    assert markup in worst.locator("details").first.inner_text() and worst.locator("b, em").count() == 0
+    page.get_by_role("tab", name="One document").click()
     page.get_by_label("Search the documents").fill("tagqueue11")
     page.keyboard.press("Enter")
     page.get_by_text("Creates a TagQueue11 resource.", exact=True).wait_for()
