@@ -9,6 +9,7 @@ from explanations import COSTS, METRICS, PAIRS
 from html_tables import LABEL, Column, show_table
 
 from clp_lightning.labels import CAVEAT
+from clp_lightning.runs import over_seeds, siblings
 from clp_lightning.store import Store
 
 
@@ -58,8 +59,36 @@ def _verdict(store: Store, view: View) -> str:
     shown = "the interval excludes 0" if low > 0 else "**neither is shown to be better**"
     return (
         f"**{plain(first)}** encloses most, {sign * pair.difference:.2f} more than {plain(second)} "
-        f"(95 % interval {low:.2f} to {high:.2f}): ahead with probability {probability:.0%}, {shown}."
+        f"(95 % interval {low:.2f} to {high:.2f}): ahead with probability {probability:.0%}, {shown}. "
+        + _over_seeds(store, view, (first, second))
     )
+
+
+def _over_seeds(store: Store, view: View, pair: tuple[str, str]) -> str:
+    """Say what remains of a difference over the training seeds that the store has: intervals of one run do not cover them."""
+    same = siblings(store, view.run_id)
+    if len(same) < 2:
+        return "Another training seed may fall otherwise: the interval covers the choice of prompts only."
+    pooled = _pooled(store, store.identity(), tuple(run["run_id"] for run in same), pair)
+    if pooled is None:
+        return "The other training seeds lack one of the two."
+    value, low, high = pooled
+    verdict = "the interval excludes 0" if low > 0 or high < 0 else "**neither is shown to be better**"
+    return f"Over {len(same)} training seeds and the prompts together {value:.2f} more ({low:.2f} to {high:.2f}): {verdict}."
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _pooled(
+    _store: Store, publication: tuple[int, int] | None, run_ids: tuple[str, ...], pair: tuple[str, str]
+) -> tuple[float, float, float] | None:
+    """Return the difference in hypervolume of a pair over several runs, with its interval; None if one run lacks a method."""
+    found = over_seeds(_store, [_store.run(run_id) for run_id in run_ids], pair)["differences"]
+    if not found:
+        return None
+    (((first, _), estimate),) = found.items()
+    sign = 1 if first == pair[0] else -1
+    low, high = sorted((sign * estimate.low, sign * estimate.high))
+    return sign * estimate.value, low, high
 
 
 def pair_matrix(store: Store, view: View, kind: str) -> pd.DataFrame:

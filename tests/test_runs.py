@@ -38,6 +38,10 @@ def test_runs_that_differ_in_the_training_seed_only_belong_together(store):
     ahead = result["differences"]["clp-full", "rewarded-soups"]
     assert ahead.value == pytest.approx(expected - frontier.hypervolume(0.6 * circle, [-3, -3]))
     assert 0.5 < ahead.probability <= 1
+    alone = [frontier.hypervolume(reach * circle, [-3, -3]) for reach in (1.0, 1.1, 1.2)]
+    assert result["each"]["clp-full"] == pytest.approx([alone[run["training_seed"]] for run in found])
+    pair = runs.over_seeds(store, found, ["rewarded-soups", "clp-full"])
+    assert pair["differences"] == {("clp-full", "rewarded-soups"): ahead}
     # circles of radius 1, 1.1 and 1.2: all runs attain the innermost, half of them the one between
     for share, reach in ((1.0, 1.0), (0.5, 1.1)):
         surface = result["attainment"]["clp-full"][share]

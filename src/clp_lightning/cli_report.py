@@ -37,8 +37,13 @@ def frontier(
         show = functools.partial(report_tables.print_table, points=points)
     if as_json:
         print(json.dumps(compared, indent=2))
-    else:
-        show(compared, console)
+        return
+    show(compared, console)
+    if not (against or seeds) and len(found := runs.siblings(opened, run)) > 1:
+        named = ", ".join(str(one["training_seed"]) for one in found)
+        console.print(
+            f"One training of {len(found)} (training seeds {named}): `clp frontier --seeds` says what holds over all."
+        )
 
 
 def report(

@@ -77,7 +77,10 @@ def seeds_as_json(result: Mapping[str, Any]) -> dict[str, Any]:
     """Turn what `runs.over_seeds` returns into JSON-able values."""
     return {
         "seeds": result["seeds"],
-        "methods": [{"method": name, **_estimate(value)} for name, value in result["methods"].items()],
+        "methods": [
+            {"method": name, **_estimate(value), "each": result["each"][name]}
+            for name, value in result["methods"].items()
+        ],
         "differences": [{"methods": list(pair), **_estimate(value)} for pair, value in result["differences"].items()],
         "attainment": [
             {"method": name, "share": share, "points": surface.tolist()}
@@ -97,11 +100,12 @@ def print_seeds(result: Mapping[str, Any], console: Console) -> None:
     table = Table(title=f"Hypervolume over training seeds {seeds}", **_LOOK)
     there = [row["method"] for row in result["methods"]]
     baselines = [name for name in BASELINES if name in there]
-    for name in ("method", "hypervolume", *(f"ahead of {name} by" for name in baselines)):
+    for name in ("method", "hypervolume", "each seed", *(f"ahead of {name} by" for name in baselines)):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in result["methods"]:
         cells = [_seed_difference(result, row["method"], baseline) for baseline in baselines]
-        table.add_row(row["method"], _with_interval(row["value"], row["interval"]), *cells)
+        each = " ".join(f"{value:.2f}" for value in row["each"])
+        table.add_row(row["method"], _with_interval(row["value"], row["interval"]), each, *cells)
     console.print(table)
     one = len(result["seeds"]) == 1
     about = "one seed: the spread between trainings is not in them" if one else "prompts and training seeds together"

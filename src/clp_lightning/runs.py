@@ -1,6 +1,6 @@
 """Several runs of one store: which may be compared, and statistics over training seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,15 +65,17 @@ def _apart_from_seed(run: Mapping[str, Any]) -> dict[str, Any]:
     return {**run["params"], "training": training}
 
 
-def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Hypervolume of every method that all runs have, and of every pair the difference, over their training seeds.
+def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]], only: Collection[str] | None = None) -> dict[str, Any]:
+    """Hypervolume of every method that all runs have (of those in `only`), and of every pair the difference, over their seeds.
 
-    Returns `seeds`, `methods` (name -> Estimate), `differences` ((a, b) -> Estimate of a minus b; see `nested`) and
-    `attainment`: method -> share of the runs -> the surface [M, K] that so many of them attain (with 2 or 3 objectives).
+    Returns `seeds`, `methods` (name -> Estimate), `each` (name -> hypervolume of each run), `differences` ((a, b) -> Estimate
+    of a minus b; see `nested`) and `attainment`: method -> share of the runs -> the surface [M, K] that so many of them attain
+    (with 2 or 3 objectives).
     """
     first = runs[0]
     names = [set(store.points(run["run_id"]).method) for run in runs]
     methods = [name for name in store.methods(first["run_id"]).method if all(name in there for there in names)]
+    methods = [name for name in methods if only is None or name in only]
     bootstrap = Bootstrap(first["prompts"], first["bootstrap_draws"], first["seed"])
     rewards = {method: [store.per_prompt(run["run_id"], method) for run in runs] for method in methods}
     volumes = {name: np.stack([_volumes(run, first, bootstrap) for run in each]) for name, each in rewards.items()}
@@ -81,6 +83,7 @@ def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any
     return {
         "seeds": [run["training_seed"] for run in runs],
         "methods": {method: nested(values, first["prompts"]) for method, values in volumes.items()},
+        "each": {method: values[:, 0].tolist() for method, values in volumes.items()},
         "differences": {(a, b): nested(volumes[a] - volumes[b], first["prompts"]) for a, b in pairs},
         "attainment": attainment(store, runs, (0.5, 1.0)),
     }
