@@ -2,7 +2,7 @@
 
 `time` publishes a store of millions of per-prompt rows (as `bench.store_scale`) and prints JSON: seconds to the first paint,
 to the title and to the finished page, of every interaction, each from the action to the last change of the page, and of each
-page's script on the server.
+page's script on the server. With `--playground` it also times how soon the playground writes.
 """
 
 import json
@@ -66,7 +66,12 @@ def shoot(
 
 
 @app.command(name="time")
-def measure(rows: Annotated[int, typer.Option(help="Per-prompt rows of the store.")] = 10_000_000) -> None:
+def measure(
+    rows: Annotated[int, typer.Option(help="Per-prompt rows of the store.")] = 10_000_000,
+    playground: Annotated[
+        Path | None, typer.Option(help="A store with models beside it: times the playground too.")
+    ] = None,
+) -> None:
     """Measure first paint and interactions on a large store."""
     with tempfile.TemporaryDirectory() as name:
         store = synthetic_store(Path(name), rows)
@@ -74,7 +79,24 @@ def measure(rows: Annotated[int, typer.Option(help="Per-prompt rows of the store
         with serving(store) as address, chromium() as browser:
             _needed(browser)
             report = {"rows": rows, "methods": methods, **_measured(browser, address), "script_s": _scripts(store)}
+        if playground:
+            with serving(playground) as address, chromium() as browser:
+                report["playground_s"] = _played(Visit(browser, address).open("Playground"))
         print(json.dumps(report, indent=2))
+
+
+def _played(page: Any) -> dict[str, float]:
+    """Move the first slider by one step: seconds until words are being written, and until all is drawn."""
+    page.locator(".st-key-landed .js-plotly-plot .main-svg").first.wait_for()
+    page.wait_for_timeout(3000)
+    started = page.evaluate("performance.now()")
+    page.get_by_role("slider").first.press("ArrowLeft")
+    page.get_by_text("▍").first.wait_for()
+    first = page.evaluate("performance.now()")
+    page.get_by_text("▍").first.wait_for(state="detached")
+    page.wait_for_function("document.querySelector('[data-testid=stApp]')?.dataset.testScriptState === 'notRunning'")
+    seconds = {"first words": first, "all written and drawn": page.evaluate("performance.now()")}
+    return {name: round((value - started) / 1000, 2) for name, value in seconds.items()}
 
 
 def _measured(browser: Any, address: str) -> dict[str, Any]:
