@@ -101,14 +101,16 @@ def attainment_bands(
     """Add, per method, the band between what one and what all runs attain, and the median's line; surfaces [M, 2]."""
     for method, by_share in surfaces.items():
         colour = styles[method][0]
-        best, all_runs = (stairs(by_share[share]) for share in (min(by_share), max(by_share)))
+        every = np.concatenate(list(by_share.values()))
+        corner = every.min(0) - 0.05 * np.ptp(every, axis=0)  # outlines end a little beyond the outermost points
+        best, all_runs = (stairs(by_share[share], corner) for share in (min(by_share), max(by_share)))
         outline = np.concatenate([best, all_runs[::-1]])
         figure.add_scatter(
             x=outline[:, 0].tolist(), y=outline[:, 1].tolist(), mode="lines", fill="toself",
             fillcolor=faint(colour, 0.16), line={"width": 0}, hoverinfo="skip", showlegend=False, legendgroup=method,
         )  # fmt: skip
         if 0.5 in by_share:
-            median = stairs(by_share[0.5])
+            median = stairs(by_share[0.5], corner)
             figure.add_scatter(
                 x=median[:, 0].tolist(), y=median[:, 1].tolist(), mode="lines",
                 line={"color": colour, "width": 1, "dash": "dot"}, hoverinfo="skip", showlegend=False, legendgroup=method,
@@ -116,12 +118,13 @@ def attainment_bands(
     return figure
 
 
-def stairs(surface: np.ndarray) -> np.ndarray:
-    """Return the corners [2 M - 1, 2] of the region that lies below and to the left of some point of `surface` [M, 2]."""
+def stairs(surface: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """Return the corners [2 M + 1, 2] of the region above `corner` [2] and below and left of some point of `surface` [M, 2]."""
     order = surface[np.argsort(surface[:, 0])]
-    corners = np.repeat(order, 2, axis=0)[:-1]
-    corners[1::2, 1] = order[1:, 1]  # down at the same x, then right to the next point
-    return corners
+    steps = np.repeat(order, 2, axis=0)
+    steps[1:-1:2, 1] = order[1:, 1]  # down at the same x, then right to the next point
+    steps[-1, 1] = corner[1]
+    return np.vstack([[corner[0], order[0, 1]], steps])
 
 
 def add_stars(figure: go.Figure, stars: Sequence[tuple[str, float, float, str]]) -> go.Figure:

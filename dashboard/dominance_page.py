@@ -15,7 +15,7 @@ from clp_lightning.store import Store
 
 def page(store: Store) -> None:
     """Draw the page."""
-    lead = "Which method is better, by how much, and how sure that is. Nothing is averaged over training runs."
+    lead = "Which method is better, by how much, and how sure that is."
     guarded("Dominance", lead, _page, store)
 
 

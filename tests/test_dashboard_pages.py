@@ -227,3 +227,27 @@ def test_a_document_of_which_the_heading_is_seen_goes_on_when_it_is_opened():
     text = "word " * 30
     assert _folded(text) == f"<details><summary>{text[:89]}…</summary>…{text[89:]}</details>"
     assert _folded("") == ""
+
+
+def test_bands_over_seeds_are_stairs_between_what_all_runs_attain_and_what_one_does(monkeypatch):
+    import charts
+
+    # one run attains (2, 1) and (1, 3), all of them (1, 1); a twentieth of the ranges 1 and 2 below (1, 1) is (0.95, 0.9)
+    surfaces = {"clp-full": {1 / 3: np.array([[2.0, 1.0], [1.0, 3.0]]), 1.0: np.array([[1.0, 1.0]])}}
+    band = charts.attainment_bands(charts.drawn([], 400), surfaces, {"clp-full": ("#0072B2", "circle")}).data[0]
+    around = [[0.95, 3], [1, 3], [1, 1], [2, 1], [2, 0.9], [1, 0.9], [1, 1], [0.95, 1]]
+    assert np.allclose(np.stack([band.x, band.y], 1), around)
+    corner = np.array([0.0, 0.0])
+    steps = charts.stairs(np.array([[2.0, 1.0], [1.0, 3.0]]), corner).tolist()
+    assert steps == [[0, 3], [1, 3], [1, 1], [2, 1], [2, 0]]
+
+
+def test_the_first_page_offers_bands_where_a_run_has_other_seeds(tmp_path):
+    store = write_arena(tmp_path, [{"seed": seed} for seed in (0, 1, 2)])
+    app = run("frontier", store)
+    before = len(json.loads(app.get("plotly_chart")[0].proto.spec)["data"])
+    app.toggle(key="bands").set_value(True).run()
+    assert not app.exception and "(training seeds 2, 1, 0)" in shown(app)
+    methods = 5
+    after = json.loads(app.get("plotly_chart")[0].proto.spec)["data"]
+    assert len(after) == before + 2 * methods  # a band and a median each
