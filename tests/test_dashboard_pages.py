@@ -102,6 +102,12 @@ def test_dominance_says_who_is_ahead_and_how_sure_that_is(arena):
     ahead = dominance_page.pair_matrix(store, view, "hypervolume")
     assert ahead.loc["clp-attn", "rewarded-soups"] == pytest.approx(1 - ahead.loc["rewarded-soups", "clp-attn"])
     assert ahead.loc["clp-attn", "rewarded-soups"] > 0.95 and pd.isna(ahead.loc["clp-attn", "clp-attn"])
+    (measures,) = (table.set_index("method") for table in written(app))
+    assert list(measures.index) == store.methods(run_id).method.tolist()
+    volumes = store.metrics(run_id).query("metric == 'hypervolume'").set_index("method").value
+    for method in measures.index:
+        assert measures.hypervolume[method] == f"{volumes[method]:.2f}"
+    assert measures.loc["reference", "mean w·R"] == "–"  # it has no weighting
 
 
 def test_methods_and_statistic_are_chosen_and_garbage_in_the_address_is_the_default(arena):

@@ -42,6 +42,7 @@ def test_runs_that_differ_in_the_training_seed_only_belong_together(store):
     assert result["each"]["clp-full"] == pytest.approx([alone[run["training_seed"]] for run in found])
     pair = runs.over_seeds(store, found, ["rewarded-soups", "clp-full"])
     assert pair["differences"] == {("clp-full", "rewarded-soups"): ahead}
+    assert set(pair["attainment"]) == set(pair["methods"]) == {"clp-full", "rewarded-soups"}
     # circles of radius 1, 1.1 and 1.2: all runs attain the innermost, half of them the one between
     for share, reach in ((1.0, 1.0), (0.5, 1.1)):
         surface = result["attainment"]["clp-full"][share]

@@ -85,14 +85,14 @@ def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]], only: Collection
         "methods": {method: nested(values, first["prompts"]) for method, values in volumes.items()},
         "each": {method: values[:, 0].tolist() for method, values in volumes.items()},
         "differences": {(a, b): nested(volumes[a] - volumes[b], first["prompts"]) for a, b in pairs},
-        "attainment": attainment(store, runs, (0.5, 1.0)),
+        "attainment": attainment(store, runs, (0.5, 1.0), only),
     }
 
 
 def attainment(
-    store: Store, runs: Sequence[Mapping[str, Any]], shares: Sequence[float]
+    store: Store, runs: Sequence[Mapping[str, Any]], shares: Sequence[float], only: Collection[str] | None = None
 ) -> dict[str, dict[float, Array]]:
-    """Return, per method that all runs have, the surfaces [M, K] that at least these shares of the runs attain.
+    """Return, per method that all runs have (of those in `only`), the surfaces [M, K] that at least these shares of runs attain.
 
     None beyond three objectives: `moocore` computes no others.
     """
@@ -106,7 +106,7 @@ def attainment(
     return {
         method: {share: frontier.attainment(each, share) for share in drawn}
         for method, each in means.items()
-        if len(each) == len(runs)
+        if len(each) == len(runs) and (only is None or method in only)
     }
 
 
