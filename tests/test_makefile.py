@@ -126,12 +126,11 @@ def test_a_method_that_fails_is_named_and_the_others_are_published(repository, t
 
 
 def stages(workspace: Path, ending: str) -> list[psutil.Process]:
-    """Processes of a stage of this workspace."""
+    """Processes of a stage of this workspace, without the shell DVC runs it in (dash waits for it, bash becomes it)."""
     found = []
     for process in psutil.process_iter(["cmdline", "cwd"]):
-        if process.info["cwd"] == str(workspace) and " ".join(process.info["cmdline"] or []).endswith(
-            f"clp stage {ending}"
-        ):
+        words = ["stage", *ending.split()]
+        if process.info["cwd"] == str(workspace) and (process.info["cmdline"] or [])[-len(words) :] == words:
             found.append(process)
     return found
 
