@@ -18,8 +18,8 @@ import resource, sys, torch
 from clp_lightning.loading import keep_freed_memory
 kept = sys.argv[1] == "kept" and keep_freed_memory()
 assert kept == (sys.argv[1] == "kept")
-for number in range(21):
-    if number == 1: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for number in range(40):
+    if number == 20: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(4_000_000) + torch.ones(9_000_000)[:4_000_000]
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -29,8 +29,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         command = [sys.executable, "-c", code, mode]
         return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
-    # 20 times 68 MB are 332,000 pages of 4 KB, or 660 of 2 MB where the kernel gives huge ones
-    assert faults("kept") < 0.1 * faults("returned")
+    # 20 times 68 MB are 332,000 pages of 4 KB, or 660 of 2 MB where the kernel gives huge ones. Of the 20 before them up to
+    # 6 make the heap larger: glibc's aligned allocation finds no room in a free block of just the size asked for
+    assert faults("kept") < 0.01 * faults("returned")
 
 
 def test_hardware_dtype_is_one_that_torch_computes():
