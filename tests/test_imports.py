@@ -32,7 +32,7 @@ PARTS = {
 }
 PARTS |= {"rollout", "trainer", "mixing", "sources"}
 PARTS |= {"rewards_cache", "rewards_calls", "rewards_judge", "rewards_models", "rewards_text"}
-POLICY = {"policy", "policy_files", "merging", "methods"}
+POLICY = {"policy", "policy_files", "policy_tokens", "merging", "methods"}
 WORK = {"serving", "serving_batch", "training", "evaluation", "reward_model", "oracle_methods"}
 SURFACE = {
     "stages",
