@@ -4,6 +4,7 @@ DVC does the work; a bucket needs packages that exclude the pinned botocore (the
 environment of its own (`make s3`).
 """
 
+import io
 import os
 import shutil
 import subprocess
@@ -91,11 +92,29 @@ def pull(workspace: Workspace = Path(".")) -> None:
 
 def _run(workspace: Path, action: str) -> None:
     for command in commands(workspace, action):
-        if (status := subprocess.run(command, cwd=workspace).returncode) != 0:
+        status, reasons = _watched(command, workspace)
+        if status != 0:
             raise RemoteError(
-                f"dvc {action} failed with status {status} (its reason is above); check the remote's address and "
+                f"dvc {action}: {reasons[0] if reasons else f'failed with status {status}'}; check the remote's address and "
                 "credentials (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), then run it again"
             )
+
+
+def _watched(command: list[str], workspace: Path) -> tuple[int, list[str]]:
+    """Run DVC with its progress bars; return its status and its errors, without the offers of help that follow them."""
+    environment = {**os.environ, "COLUMNS": str(shutil.get_terminal_size().columns)}
+    if sys.stderr.isatty():
+        environment["DVC_IGNORE_ISATTY"] = "1"  # bars, although it writes into a pipe
+    reasons: list[str] = []
+    with subprocess.Popen(command, cwd=workspace, stderr=subprocess.PIPE, env=environment) as running:
+        assert running.stderr is not None
+        for line in io.TextIOWrapper(running.stderr, errors="replace", newline=""):  # a bar's lines end with \r
+            if line.startswith("ERROR: "):
+                reasons.append(line.removeprefix("ERROR: ").removeprefix("unexpected error - ").strip())
+            elif not reasons:
+                sys.stderr.write(line)
+                sys.stderr.flush()
+    return running.returncode, reasons
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -112,9 +112,10 @@ def test_a_fresh_clone_gets_the_champion_from_a_bucket(team, tmp_path):
         server.wait(20)
     # a bucket that nothing answers for, or without credentials: one line, and nothing here has changed
     before = (team / "models" / "champion.json").read_text()
-    done = python("-m", "flows.remote", "push", cwd=team, AWS_EC2_METADATA_DISABLED="true", HOME=str(tmp_path))
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: dvc push failed") and "AWS_ACCESS_KEY_ID" in done.stderr
+    for action in ("push", "pull"):
+        done = python("-m", "flows.remote", action, cwd=team, AWS_EC2_METADATA_DISABLED="true", HOME=str(tmp_path))
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith(f"error: dvc {action}: ") and "Unable to locate credentials" in done.stderr
     assert (team / "models" / "champion.json").read_text() == before
 
 
