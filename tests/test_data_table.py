@@ -114,6 +114,8 @@ def test_bad_rows_are_named_with_line_and_reason(tmp_path, name, content, option
         ("a.csv", "", {}, "a.csv:1: no line with the names of the columns"),
         ("a.csv", "q,r\n", {}, "the source has no rows; name one that has"),
         ("a.csv", b"\xff\xfeq\x00", {}, "a.csv:1: not UTF-8 (byte 0xff); save the file as UTF-8"),
+        ("a.csv", "q,r\r\nx,1\r\n".encode("utf-16"), {}, "a.csv:1: not UTF-8 (byte 0xff); save the file as UTF-8"),
+        ("a.csv", 'q,"r\nx,1\n', {}, "a.csv:1: the line with the names of the columns is not well-formed (unexpected end"),
         ("a.json", "{", {}, "a.json: not JSON"),
         ("a.json", "{}", {}, "a.json: expected a list of objects"),
         ("a.parquet", "no", {}, "a.parquet: not a readable Parquet file"),

@@ -120,17 +120,20 @@ def _delimited(path: Path, source: str, delimiter: str | None) -> Iterator[Row |
     with path.open("rb") as stream:
         start = stream.read(MEGABYTE // 16).decode("utf-8-sig", "replace")
     reader = csv.reader(text(), delimiter=delimiter or _delimiter(start), strict=True)
-    header = next(reader, None)
+    try:
+        header, reason = next(reader, None), "no line with the names of the columns"
+    except csv.Error as error:
+        header, reason = None, f"the line with the names of the columns is not well-formed ({error}); mend it"
     if not header or broken:
-        raise UsageError(f"{source}:1: {broken[0].reason if broken else 'no line with the names of the columns'}")
+        raise UsageError(f"{source}:1: {broken[0].reason if broken else reason}")
     if len(set(header)) < len(header):
         raise UsageError(f"{source}:1: a column's name occurs twice among {', '.join(header)}; rename one")
     while True:
         pulled.clear()
         try:
-            values, reason = next(reader, None), None
+            values, fault = next(reader, None), None
         except csv.Error as error:
-            values, reason = (
+            values, fault = (
                 [],
                 f"not well-formed up to line {pulled[-1]} ({error}); double the quotes inside of quotes",
             )
@@ -139,10 +142,10 @@ def _delimited(path: Path, source: str, delimiter: str | None) -> Iterator[Row |
         if values is None:
             return
         place = f"{source}:{pulled[0]}"
-        if reason is None and values and len(values) != len(header):
-            reason = f"{len(values)} fields, but the first line names {len(header)} columns"
-        if reason is not None:
-            yield Problem(place, reason)
+        if fault is None and values and len(values) != len(header):
+            fault = f"{len(values)} fields, but the first line names {len(header)} columns"
+        if fault is not None:
+            yield Problem(place, fault)
         elif values:  # else an empty line
             yield Row(source, place, dict(zip(header, values, strict=True)))
 
