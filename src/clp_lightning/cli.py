@@ -1,6 +1,7 @@
 """The command `clp`."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -180,6 +181,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is ever fetched behind the user's back
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own "Loading weights"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # its offer, on some processors, of a kernel to download; Lightning imports it in every stage
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # Threads that spin long while waiting starve every other job; ones that never spin cost a rollout a tenth of its time.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
