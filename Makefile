@@ -22,6 +22,9 @@ JOBS ?= 2
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 
+# `make repro RECIPE=smollm2` is the default run: that recipe is params.yaml itself.
+override RECIPE := $(filter-out smollm2,$(RECIPE))
+
 # Prefect: a loopback server and a home of the project's own, so that ~/.prefect is neither read nor written.
 PREFECT_PORT ?= 4200
 export PREFECT_HOME ?= $(CURDIR)/.prefect

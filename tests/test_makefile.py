@@ -141,6 +141,12 @@ def test_unknown_recipe_is_one_line(repository):
     assert not (repository / "build" / "nosuch").exists()
 
 
+def test_the_recipe_smollm2_is_the_default_run(repository):
+    default, named = make(repository, "-n", "repro").stdout, make(repository, "-n", "repro", "RECIPE=smollm2").stdout
+    assert "flows.dvc_state" in default and named == default
+    assert make(repository, "-n", "repro", "RECIPE=smoke").stdout != default
+
+
 def test_locks_name_exact_versions_and_no_host(repository):
     for name in ("requirements.lock", "assets.lock"):
         lines = [line for line in (repository / name).read_text().splitlines() if not line.startswith("#")]
