@@ -171,7 +171,9 @@ def _ratio(mixed: float, other: float) -> float:
 
 def main(
     model: Annotated[Path, typer.Option(exists=True, help="Folder of the policy.")] = Path("models/clp-full"),
-    documents: Annotated[Path, typer.Option(exists=True, help="Texts to ask about.")] = Path("data/corpus/test.parquet"),
+    documents: Annotated[Path, typer.Option(exists=True, help="Texts to ask about.")] = Path(
+        "data/corpus/test.parquet"
+    ),
     texts: Annotated[int, typer.Option(min=1, help="Number of different texts.")] = 4,
     clients: Annotated[int, typer.Option(min=1, help="Clients at once, each with a weighting of its own.")] = 64,
     requests: Annotated[int, typer.Option(min=1, help="Requests of the mixed load, and of the fixed one.")] = 1000,
