@@ -3,8 +3,8 @@
 64 clients at once with a weighting each, the same load at one weighting, and one request at a time with the 64 weightings
 take turns on one `clp serve`. Afterwards every answer is compared with that of `SteerablePolicy.generate` for its text and
 weighting alone. Prints medians over the turns and their ratios. "cpu s" is the server's processor time for a request, "others"
-what other programs used of the cores meanwhile: the times of a busy machine count for little. Exit code 1 after errors or
-unequal answers.
+what other programs used of the cores meanwhile: the times of a busy machine count for little. "clients" is how many had
+asked and waited, on average. Exit code 1 after errors or unequal answers.
 """
 
 import os
@@ -20,6 +20,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -64,13 +65,10 @@ class Load:
         drawn = weightings.dirichlet(np.random.default_rng(0), clients, len(objectives), concentration=1.0)
         self.weightings = np.concatenate([drawn, np.full((1, len(objectives)), 1 / len(objectives))])
 
-    def jobs(self, side: str, count: int, start: int) -> list[list[Job]]:
-        """Return what each client asks for, one after the other; `start` is the number of the first request."""
+    def jobs(self, side: str, count: int, start: int) -> list[Job]:
+        """Return what is asked for, in order; `start` is the number of the first request."""
         every = range(start, start + count)
-        if side == "single":
-            return [[self._job(number, number % self.clients) for number in every]]
-        jobs = [self._job(number, self.clients if side == "fixed" else number % self.clients) for number in every]
-        return [jobs[client :: self.clients] for client in range(self.clients)]
+        return [self._job(number, self.clients if side == "fixed" else number % self.clients) for number in every]
 
     def _job(self, number: int, weighting: int) -> Job:
         return Job(number // self.clients % len(self.texts), weighting)
@@ -80,14 +78,14 @@ class Load:
         shares = dict(zip(self.objectives, self.weightings[job.weighting].tolist(), strict=True))
         return {"model": model, "prompt": self.texts[job.text], "weighting": shares, "temperature": 0}
 
-    def run(self, served: Served, clients: list[list[Job]]) -> list[Outcome]:
-        """Let the clients ask side by side."""
-        with ThreadPoolExecutor(len(clients)) as pool:
-            return [
-                each for outcomes in pool.map(lambda jobs: self._client(served, jobs), clients) for each in outcomes
-            ]
+    def run(self, served: Served, side: str, jobs: list[Job]) -> list[Outcome]:
+        """Let the clients ask side by side; who has an answer takes what is next, so that all are busy until the end."""
+        clients, waiting = 1 if side == "single" else self.clients, iter(jobs)  # `next` of it is atomic
+        with ThreadPoolExecutor(clients) as pool:
+            each = pool.map(lambda _: self._client(served, waiting), range(clients))
+            return [outcome for outcomes in each for outcome in outcomes]
 
-    def _client(self, served: Served, jobs: list[Job]) -> list[Outcome]:
+    def _client(self, served: Served, jobs: Iterator[Job]) -> list[Outcome]:
         outcomes = []
         with contextlib.closing(served.connect()) as connection:
             for job in jobs:
@@ -109,9 +107,10 @@ def measure(served: Served, load: Load, requests: int, turns: int, singles: int)
     """Run the sides in turns after a short one that is not counted; returns each side's figures and every outcome."""
     counts = {"mixed": requests // turns, "fixed": requests // turns, "single": singles}
     figures: dict[str, dict[str, list[float]]] = {
-        side: {"requests_per_s": [], "tokens_per_s": [], "cpu_s": [], "others": [], "latency_s": []} for side in counts
+        side: {"requests_per_s": [], "tokens_per_s": [], "cpu_s": [], "others": [], "clients": [], "latency_s": []}
+        for side in counts
     }
-    every = load.run(served, load.jobs("mixed", load.clients, 0)) if turns > 1 else []
+    every = load.run(served, "mixed", load.jobs("mixed", load.clients, 0)) if turns > 1 else []
     for turn in range(turns):
         for side, count in counts.items():
             started, busy, own, its = (
@@ -120,13 +119,14 @@ def measure(served: Served, load: Load, requests: int, turns: int, singles: int)
                 time.process_time(),
                 served.processor_seconds(),
             )
-            outcomes = load.run(served, load.jobs(side, count, turn * count))
+            outcomes = load.run(served, side, load.jobs(side, count, turn * count))
             seconds, its = time.perf_counter() - started, served.processor_seconds() - its
             others = busy_seconds() - busy - its - (time.process_time() - own)
             figures[side]["cpu_s"].append(its / len(outcomes))
             figures[side]["requests_per_s"].append(sum(each.error is None for each in outcomes) / seconds)
             figures[side]["tokens_per_s"].append(sum(each.tokens for each in outcomes) / seconds)
             figures[side]["others"].append(max(0.0, others / seconds))
+            figures[side]["clients"].append(sum(each.seconds for each in outcomes) / seconds)  # that wait, on average
             figures[side]["latency_s"] += [each.seconds for each in outcomes]
             every += outcomes
     return figures, every
@@ -149,7 +149,8 @@ def report(figures: dict, outcomes: list[Outcome], differing: list[dict[str, str
     sides = {}
     for side, values in figures.items():
         medians = {
-            name: statistics.median(values[name]) for name in ("requests_per_s", "tokens_per_s", "cpu_s", "others")
+            name: statistics.median(values[name])
+            for name in ("requests_per_s", "tokens_per_s", "cpu_s", "others", "clients")
         }
         low, high = np.quantile(values["latency_s"], [0.5, 0.95]).tolist()
         sides[side] = {**medians, "latency_median_s": low, "latency_95_s": high, "turns": values}
@@ -206,9 +207,11 @@ def main(
 def _print(found: dict[str, Any], console: Console) -> None:
     machine, ratios = found["machine"], found["ratios"]
     title = f"{machine['clients']} clients, {machine['cores']} cores, {machine['dtype']}"
-    table = Table("load", "requests/s", "tokens/s", "median s", "95 % s", "cpu s", "others' cores", title=title)
+    table = Table(
+        "load", "requests/s", "tokens/s", "median s", "95 % s", "cpu s", "others' cores", "clients", title=title
+    )
     for side, row in found["sides"].items():
-        names = ("requests_per_s", "tokens_per_s", "latency_median_s", "latency_95_s", "cpu_s", "others")
+        names = ("requests_per_s", "tokens_per_s", "latency_median_s", "latency_95_s", "cpu_s", "others", "clients")
         table.add_row(side, *(f"{row[name]:.2f}" for name in names))
     console.print(table)
     for side, bar in found["bars"].items():
