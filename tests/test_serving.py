@@ -1,5 +1,7 @@
 """Continuous batching of every family: rows that join at different tokens write what they would alone."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,34 @@ def test_the_engine_writes_what_each_would_alone(policy):
             engine.submit([each])
     assert [each.text for each in rows] == alone(policy)
     assert engine.running == engine.queued == 0
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(4, "admit 3, step, step, admit 1"), (8, "admit 3, step, admit 1")])
+def test_with_half_of_the_seats_taken_prompts_are_read_after_every_second_token(policy, monkeypatch, rows, expected):
+    events = []
+    for name in ("admit", "step"):
+        done = getattr(Batch, name)
+        monkeypatch.setattr(
+            Batch,
+            name,
+            lambda batch, *given, name=name, done=done: (
+                events.append(" ".join([name, *(str(len(each)) for each in given)])),
+                done(batch, *given),
+            ),
+        )
+    engine = serving.Engine(policy, rows=rows)
+    late = request(policy, "a", None, lambda _: None, temperature=1.0)
+
+    def deliver(each):
+        if len(each.tokens) == 1 and each is first[0]:
+            engine.submit([late])
+
+    first = [request(policy, text, None, deliver, temperature=1.0, seed=seed) for seed, text in enumerate(TEXTS[:3])]
+    engine.submit(first)
+    with engine:
+        while late.finish is None:
+            time.sleep(0.01)
+    assert ", ".join(events).startswith(expected)
 
 
 def test_a_batch_that_fails_fails_its_own_requests_only(policy, monkeypatch):
