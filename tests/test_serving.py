@@ -64,7 +64,9 @@ def test_the_engine_writes_what_each_would_alone(policy):
     assert engine.running == engine.queued == 0
 
 
-@pytest.mark.parametrize(("rows", "expected"), [(4, "admit 3, step, step, admit 1"), (8, "admit 3, step, admit 1")])
+@pytest.mark.parametrize(
+    ("rows", "expected"), [(4, "admit 3, step, step, admit 1"), (8, "admit 3, step, admit 1"), (1, "admit 1, step")]
+)
 def test_with_half_of_the_seats_taken_prompts_are_read_after_every_second_token(policy, monkeypatch, rows, expected):
     events = []
     for name in ("admit", "step"):

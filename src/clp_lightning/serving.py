@@ -99,7 +99,7 @@ class Engine:
         written = len(self.batch.requests)
         if written and self.rows - written < min(self._queue.qsize(), self.rows // 8):
             return found
-        if written >= self.rows // 2 and self._tokens_since < TOKENS_BETWEEN:
+        if self.rows <= 2 * written and self._tokens_since < TOKENS_BETWEEN:
             return found
         while len(found) + len(self.batch.requests) < self.rows:
             try:
