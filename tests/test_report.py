@@ -168,6 +168,18 @@ def test_many_methods_are_set_against_the_baselines(many):
     assert "0.25 : 0.75" in console.file.getvalue()
 
 
+def test_no_number_is_cut_off_on_a_narrow_terminal(other_counts):
+    console = Console(file=io.StringIO(), width=80)
+    print_table(other_counts, console, points=True)
+    text = console.file.getvalue()
+    points = text[: text.index("Monitored")]
+    assert "…" not in points
+    for method in other_counts["methods"]:
+        for point in method["points"]:
+            for low, high in point["intervals"].values():
+                assert f"[{low:.2f},{high:.2f}]".replace("-0.00", "0.00") in points
+
+
 def test_win_rates_and_dominance_probabilities_are_in_the_contract(many):
     full = next(method for method in many["compared"]["methods"] if method["method"] == "clp-full")
     wins = full["against"]["win_rate"]["rewarded-soups"]

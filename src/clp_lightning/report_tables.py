@@ -213,7 +213,8 @@ def points_table(comparison: Mapping[str, Any], title: str, *, rewards: bool, mo
     table.add_column("method", no_wrap=True)
     table.add_column("w", justify="right", no_wrap=True)
     for name in [*(objectives if rewards else ()), *(MONITOR_NAMES.values() if monitors else ())]:
-        table.add_column(name, justify="right", no_wrap=True)
+        # a narrow terminal puts a value's interval below it; a number that is cut off misleads
+        table.add_column(name, justify="right", min_width=len("[-0.00,-0.00]") if name in objectives else None)
     for method in comparison["methods"]:
         for i, point in enumerate(method["points"]):
             cells = [_with_interval(point["rewards"][name], point["intervals"][name]) for name in objectives]
