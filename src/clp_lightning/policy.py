@@ -7,14 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clp_lightning import policy_files
 from clp_lightning import weightings as simplex
-from clp_lightning.config import Generation
 from clp_lightning.config_data import Quantization
 from clp_lightning.errors import UsageError
-from clp_lightning.experts import Experts
 from clp_lightning.export import export
 from clp_lightning.loading import quantization_of
 from clp_lightning.mixing import Mixture
@@ -26,34 +23,8 @@ Weighting = Mapping[str, float]
 class SteerablePolicy(TokenPolicy):
     """Model, tokenizer and experts; without experts it is the reference policy.
 
-    `listed` [M, K], if given, says that there is an expert for each of these weightings, and none for others. For the other
-    arguments see `TokenPolicy`, which has what happens to tokens; here is what a user calls, with texts and weightings.
+    `TokenPolicy` has the arguments, and what happens to tokens; here is what a user calls, with texts and weightings.
     """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        generation: Generation,
-        *,
-        objectives: Sequence[str],
-        experts: Experts | None = None,
-        prompted: bool = False,
-        takes_alpha: bool = False,
-        mixture: Mixture | None = None,
-        listed: np.ndarray | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            tokenizer,
-            generation,
-            objectives=objectives,
-            experts=experts,
-            prompted=prompted,
-            takes_alpha=takes_alpha,
-            mixture=mixture,
-        )
-        self.listed = listed
 
     @classmethod
     def from_pretrained(

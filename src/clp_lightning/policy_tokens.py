@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,8 @@ class TokenPolicy:
 
     `prompted` policies read their weighting in the prompt too (prompt-CLP and combinations with it). `takes_alpha` says
     that the policy was trained at many KL strengths and takes one per row. Raises `UsageError` when prompt and response
-    together exceed the model's context. `mixture`, if given, decodes from several of the policy's settings at once.
+    together exceed the model's context. `mixture`, if given, decodes from several of the policy's settings at once. `listed`
+    [M, K], if given, says that there is an expert for each of these weightings, and none for others.
     """
 
     def __init__(
@@ -30,14 +32,15 @@ class TokenPolicy:
         generation: Generation,
         *,
         objectives: Sequence[str],
-        experts: Experts | None,
-        prompted: bool,
-        takes_alpha: bool,
-        mixture: Mixture | None,
+        experts: Experts | None = None,
+        prompted: bool = False,
+        takes_alpha: bool = False,
+        mixture: Mixture | None = None,
+        listed: np.ndarray | None = None,
     ) -> None:
         self.model, self.tokenizer, self.generation, self.experts = model, tokenizer, generation, experts
         self.objectives, self.prompted, self.takes_alpha = tuple(objectives), prompted, takes_alpha
-        self.mixture = mixture
+        self.mixture, self.listed = mixture, listed
         if generation.end_token is not None:
             set_end(tokenizer, generation.end_token)
         context = getattr(model.config, "max_position_embeddings", None)
