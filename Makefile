@@ -69,7 +69,7 @@ $(STAMP): $(LOCKS)
 
 repro: $(STAMP) ## run what is out of date in the pipeline, then print the comparison (RECIPE=smoke: in build/smoke)
 	@if [ -n "$(RECIPE)" ]; then
-	  $(PY) -m clp_lightning.workspace "$(RECIPE)" "build/$(RECIPE)"
+	  $(PY) -m clp_lightning.project.workspace "$(RECIPE)" "build/$(RECIPE)"
 	fi
 	$(PY) -m flows.dvc_state "$(if $(RECIPE),build/$(RECIPE),.)"
 	if [ -n "$(RECIPE)" ]; then

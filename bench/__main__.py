@@ -19,7 +19,7 @@ from rich.table import Table
 from bench import measures, rloo
 from bench.subjects import subject
 from clp_lightning.files import write_json
-from clp_lightning.loading import hardware_dtype
+from clp_lightning.policy.loading import hardware_dtype
 
 
 def main() -> None:

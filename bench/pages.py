@@ -20,13 +20,13 @@ from streamlit.testing.v1 import AppTest
 from bench.browsing import APP, PAGES, Visit, chromium, serving
 from bench.store_scale import synthetic_store
 from clp_lightning.errors import ClpError
-from clp_lightning.store import Store
+from clp_lightning.store.queries import Store
 
 LARGEST = 400_000  # bytes of a picture in git
 QUIET_MS = 700  # without a change for so long, a page is finished
 SCRIPT = """
 import {page}, streamlit
-from clp_lightning.store import Store
+from clp_lightning.store.queries import Store
 
 opened = streamlit.cache_resource(lambda: Store({store!r}))
 {page}.page(opened())

@@ -34,8 +34,8 @@ from rich.table import Table
 from bench.serve_process import Served, busy_seconds, exchange
 from clp_lightning import weightings
 from clp_lightning.files import write_json
-from clp_lightning.loading import answering_dtype
-from clp_lightning.policy import SteerablePolicy
+from clp_lightning.policy.loading import answering_dtype
+from clp_lightning.policy.steerable import SteerablePolicy
 
 BARS = {"fixed": 0.8, "single": 3.0}  # what the mixed load's requests per second must be of the others'
 

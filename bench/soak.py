@@ -26,7 +26,7 @@ import typer
 
 from bench.soak_checks import compare_stores, half_written, inconsistent, orphans
 from bench.soak_server import SoakServer
-from clp_lightning.workspace import prepare
+from clp_lightning.project.workspace import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 VICTIMS = ("flow", "worker", "stage", "publisher")

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clp_lightning import champion
 from clp_lightning.errors import ClpError
-from clp_lightning.store import Store
-from clp_lightning.store_schema import TABLES
+from clp_lightning.promotion import champion
+from clp_lightning.store.queries import Store
+from clp_lightning.store.schema import TABLES
 
 # They tell when or where something ran, not what came out of it; costs hold seconds, ids hash them, and decisions name ids.
 TIMES = {"created_at", "published_at", "duration_seconds", "train_seconds", "evaluate_seconds", "started_at", "seconds"}

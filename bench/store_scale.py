@@ -17,10 +17,10 @@ import duckdb
 import numpy as np
 import typer
 
-from clp_lightning.config import Config, load_config
+from clp_lightning.config.parameters import Config, load_config
 from clp_lightning.files import write_json
-from clp_lightning.store import Store, publish
-from clp_lightning.store_inputs import MONITORS
+from clp_lightning.store.queries import Store, publish
+from clp_lightning.store.results import MONITORS
 from clp_lightning.weightings import grid
 
 

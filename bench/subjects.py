@@ -12,15 +12,15 @@ from lightning.pytorch import Callback
 from transformers import AutoTokenizer
 
 from bench.turns import StepTurns
-from clp_lightning.base import write_pretrained, write_random
-from clp_lightning.config import Generation, RandomModel, Training, load_config
-from clp_lightning.config_methods import Dirichlet
-from clp_lightning.experts import Experts
-from clp_lightning.loading import load_base
-from clp_lightning.policy import SteerablePolicy
-from clp_lightning.rollout import Prompts, Responses, Steer, sampling_steps, stacked
-from clp_lightning.trainer import fit
-from clp_lightning.training import ClpModule
+from clp_lightning.config.methods import Dirichlet
+from clp_lightning.config.parameters import Generation, RandomModel, Training, load_config
+from clp_lightning.policy.base import write_pretrained, write_random
+from clp_lightning.policy.loading import load_base
+from clp_lightning.policy.rollout import Prompts, Responses, Steer, sampling_steps, stacked
+from clp_lightning.policy.steerable import SteerablePolicy
+from clp_lightning.steering.experts import Experts
+from clp_lightning.training.clp import ClpModule
+from clp_lightning.training.trainer import fit
 
 GENERATION = Generation(max_prompt_tokens=48, max_new_tokens=16, template="{document}", chat=False, end_token=None)
 RANK, GROUPS, SAMPLES = 8, 4, 4

@@ -15,7 +15,7 @@ import samples_page
 import steering_page
 import streamlit as st
 
-from clp_lightning.store import Store
+from clp_lightning.store.queries import Store
 
 
 def store_path() -> str:

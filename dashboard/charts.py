@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from clp_lightning.frontier import nondominated
-from clp_lightning.labels import METHOD_STYLES, weighting_label
+from clp_lightning.frontier.metrics import nondominated
+from clp_lightning.report.labels import METHOD_STYLES, weighting_label
 
 INK, FAINT, GRID = "#1F2933", "#52606D", "#E4E7EB"
 # The dark theme's partner of each colour that would not be seen on it; the others are the same in both themes.

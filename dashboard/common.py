@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from clp_lightning.errors import ClpError
-from clp_lightning.labels import method_styles
-from clp_lightning.store import REFERENCE, Store
+from clp_lightning.report.labels import method_styles
+from clp_lightning.store.queries import REFERENCE, Store
 
 
 class View(NamedTuple):

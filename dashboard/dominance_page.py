@@ -8,9 +8,9 @@ from common import View, choose_view, download, guarded, plain, show
 from explanations import COSTS, METRICS, PAIRS
 from html_tables import LABEL, Column, show_table
 
-from clp_lightning.labels import CAVEAT
-from clp_lightning.runs import over_seeds, siblings
-from clp_lightning.store import Store
+from clp_lightning.report.labels import CAVEAT
+from clp_lightning.store.queries import Store
+from clp_lightning.store.runs import over_seeds, siblings
 
 
 def page(store: Store) -> None:

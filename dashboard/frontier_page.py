@@ -11,10 +11,10 @@ from common import View, choose_view, guarded, plain, show, without_reference
 from frontier_texts import texts
 from html_tables import LABEL, Column, show_answers, show_table
 
-from clp_lightning.labels import CAVEAT, difference_sentence, weighting_label
-from clp_lightning.report import comparison
-from clp_lightning.runs import attainment, siblings
-from clp_lightning.store import REFERENCE, Store
+from clp_lightning.report.labels import CAVEAT, difference_sentence, weighting_label
+from clp_lightning.report.run import comparison
+from clp_lightning.store.queries import REFERENCE, Store
+from clp_lightning.store.runs import attainment, siblings
 
 # Pictures of a frontier by the number of objectives (4: four and more), the first is the default.
 KINDS = {1: ["plane"], 2: ["plane"], 3: ["plane", "weightings", "rotatable"], 4: ["parallel", "plane"]}

@@ -8,8 +8,8 @@ import pandas as pd
 import streamlit as st
 from common import View, choose_document, dark, plain, steady
 
-from clp_lightning.labels import weighting_label
-from clp_lightning.store import Store
+from clp_lightning.report.labels import weighting_label
+from clp_lightning.store.queries import Store
 
 
 @st.fragment

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from common import MARK, dark, heading
 
-from clp_lightning.labels import weighting_label
+from clp_lightning.report.labels import weighting_label
 
 TEXT, LABEL, MARKUP = (
     "",

@@ -12,8 +12,8 @@ import streamlit as st
 from common import LISTED, MARK, View, choose_view, dark, guarded, heading, marked, show
 
 from clp_lightning.errors import ClpError
-from clp_lightning.labels import weighting_label
-from clp_lightning.store import Store
+from clp_lightning.report.labels import weighting_label
+from clp_lightning.store.queries import Store
 
 OWN = "a text of my own"
 LONGEST = 20_000  # characters
@@ -45,7 +45,7 @@ def page(store: Store) -> None:
 
 
 def _page(store: Store) -> None:
-    from clp_lightning.playground import policies
+    from clp_lightning.serving.playground import policies
 
     root = store.path.resolve().parent
     found = policies(root)
@@ -80,7 +80,7 @@ def _page(store: Store) -> None:
 @st.cache_resource(max_entries=1, show_spinner="Loading the policy and its rewards …")
 def _load(folder: Path, written: float, root: Path, run_id: str, _params: dict, _normalization: dict) -> Any:
     """Load a policy once for all sessions; again when its files or the run change."""
-    from clp_lightning.playground import Playground
+    from clp_lightning.serving.playground import Playground
 
     return Playground.load(folder, root, _params, _normalization)
 
@@ -167,7 +167,7 @@ def _weighting(names: list[str], pane: str, start: int) -> tuple[float, ...]:
 
 def _write(play: Any, request: Request, names: list[str]) -> Outcome:
     """Write live into the panes, then show rewards; what was written for the same request is shown at once."""
-    from clp_lightning.playground import Setting
+    from clp_lightning.serving.playground import Setting
 
     settings = [Setting(None), *(Setting(np.array(w), request.alpha) for w in request.weightings)]
     titles = [("Reference policy", "takes no weighting", charts.FAINT)]

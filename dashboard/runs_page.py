@@ -11,8 +11,8 @@ import streamlit as st
 from common import choose_run, download, guarded, show
 
 from clp_lightning.errors import ClpError
-from clp_lightning.labels import method_styles
-from clp_lightning.store import Store
+from clp_lightning.report.labels import method_styles
+from clp_lightning.store.queries import Store
 
 
 def page(store: Store) -> None:

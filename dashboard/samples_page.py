@@ -5,7 +5,7 @@ import streamlit as st
 from common import View, choose_document, choose_view, download, guarded, marked, steady, without_reference
 from html_tables import LABEL, MARKUP, Column, rewards_and_tokens, show_answers, show_table, weighting_labels
 
-from clp_lightning.store import REFERENCE, Store
+from clp_lightning.store.queries import REFERENCE, Store
 
 LIMIT = 200  # answers in a list
 

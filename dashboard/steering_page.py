@@ -7,8 +7,8 @@ from common import View, choose_view, download, guarded, show, without_reference
 from html_tables import LABEL, Column, show_table
 
 from clp_lightning.errors import ClpError
-from clp_lightning.runs import obstacles
-from clp_lightning.store import Store
+from clp_lightning.store.queries import Store
+from clp_lightning.store.runs import obstacles
 
 WATCHED = {"kl": "KL to the reference policy (nats per answer)", "length": "length (tokens)",
            "coverage": "coverage of the document (cosine)", "rouge_l": "ROUGE-L to the reference summary",

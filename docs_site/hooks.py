@@ -11,8 +11,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from ruamel.yaml import YAML
 
-from clp_lightning.cli import app
-from clp_lightning.config import Config
+from clp_lightning.cli.app import app
+from clp_lightning.config.parameters import Config
 from docs_site import commands, parameters
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
-from clp_lightning.config import Config, load_config
+from clp_lightning.config.parameters import Config, load_config
 from flows.check import missing
 from flows.retrain import retrain
 
@@ -31,7 +31,7 @@ def sample_block(method: str, indices: list[int], workspace: str, threads: int) 
     """Sample some weightings of one method; those that have their file already are left as they are."""
     import torch
 
-    from clp_lightning.evaluation import sample
+    from clp_lightning.evaluation.sweep import sample
 
     torch.set_num_threads(threads)
     contestant, points = _opened(method, workspace)
@@ -42,10 +42,10 @@ def sample_block(method: str, indices: list[int], workspace: str, threads: int) 
 @functools.lru_cache(maxsize=1)
 def _opened(method: str, workspace: str) -> Any:
     """Load a method once for all blocks of it that this worker gets in a row."""
-    from clp_lightning import method_stages
+    from clp_lightning.evaluation.results import sweep
 
     with contextlib.chdir(workspace):
-        return method_stages.sweep(load_config(), method)
+        return sweep(load_config(), method)
 
 
 @flow(name="sweep")
@@ -81,7 +81,7 @@ def sweep(workspace: str = ".", runner: str = "processes", workers: int = 2, blo
 
 def blocks(config: Config, methods: list[str], size: int) -> Iterator[tuple[str, list[int]]]:
     """Yield (method, indices of weightings), method by method: a worker that goes on with one need not load it again."""
-    from clp_lightning.methods import weightings
+    from clp_lightning.evaluation.methods import weightings
 
     for method in methods:
         count = 1 if (grid := weightings(config, method)) is None else len(grid)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from locations import REPOSITORY
 
 # Before anything imports the libraries that read these.
 os.environ["HF_HUB_OFFLINE"] = "1"  # models come from installed packages; an attempt to download is an error
@@ -20,8 +21,6 @@ os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault(
     "GOMP_SPINCOUNT", "10000"
 )  # as `clp` does: beside another job, spinning threads slow a test fortyfold
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 # A deadline in milliseconds measures the machine, not the code: the first call of a torch function may take half a second.
@@ -61,7 +60,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with synthetic results and the store that was published from them; not to be changed."""
     from results_factory import config, write_results
 
-    from clp_lightning.store import publish
+    from clp_lightning.store.queries import publish
 
     folder = tmp_path_factory.mktemp("published")
     write_results(folder / "results", config())
@@ -78,9 +77,9 @@ def project(published: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """A finished run of the recipe smoke, every stage in this process; not to be changed."""
-    from clp_lightning import stages
-    from clp_lightning.config import load_config
-    from clp_lightning.workspace import prepare
+    from clp_lightning.config.parameters import load_config
+    from clp_lightning.pipeline import stages
+    from clp_lightning.project.workspace import prepare
 
     folder = prepare("smoke", tmp_path_factory.mktemp("smoke") / "project", root=repository)
     config, here = load_config(folder / "params.yaml"), Path.cwd()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from results_factory import config
 
-from clp_lightning.store import Store, forget, publish
+from clp_lightning.store.queries import Store, forget, publish
 
 
 def main(folder: Path, count: int) -> None:

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from locations import REPOSITORY
 
-from clp_lightning.config import Config, load_config
+from clp_lightning.config.parameters import Config, load_config
 from clp_lightning.files import atomic, write_json
-from clp_lightning.store import publish, record_decision
+from clp_lightning.store.queries import publish, record_decision
 
-ROOT = Path(__file__).parents[1]
 REACH = {"clp-full": 1.0, "rewarded-soups": 0.6}
 NAMES = ("CreateBucket", "DeleteTable", "ListFunctions", "PutObject", "StartInstance", "TagQueue")
 
 
 def config(**changes: object) -> Config:
     """The default parameters with a small evaluation; `changes` replace whole top-level sections."""
-    values = load_config(ROOT / "params.yaml").model_dump()
+    values = load_config(REPOSITORY / "params.yaml").model_dump()
     values["evaluation"] |= {"weightings": 5, "prompts": 24, "bootstrap_draws": 200}
     return Config.model_validate(values | changes)
 

@@ -13,11 +13,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from clp_lightning.base import write_random
-from clp_lightning.config import Generation, RandomModel
-from clp_lightning.experts import Experts
-from clp_lightning.loading import load_base
-from clp_lightning.policy import SteerablePolicy
+from clp_lightning.config.parameters import Generation, RandomModel
+from clp_lightning.policy.base import write_random
+from clp_lightning.policy.loading import load_base
+from clp_lightning.policy.steerable import SteerablePolicy
+from clp_lightning.steering.experts import Experts
 
 DOCUMENTS = ["create bucket: makes a bucket", "delete it: removes the whole thing for good and for ever", "list: all"]
 GENERATION = Generation(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clp_lightning.policy import SteerablePolicy
+    from clp_lightning.policy.steerable import SteerablePolicy
 
 __all__ = ["SteerablePolicy"]
 
@@ -11,7 +11,7 @@ __all__ = ["SteerablePolicy"]
 def __getattr__(name: str) -> Any:
     """Import `SteerablePolicy` at first use: torch takes seconds, and most commands do not need it."""
     if name == "SteerablePolicy":
-        from clp_lightning.policy import SteerablePolicy
+        from clp_lightning.policy.steerable import SteerablePolicy
 
         return SteerablePolicy
     raise AttributeError(f"module 'clp_lightning' has no attribute {name!r}")

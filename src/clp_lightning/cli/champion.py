@@ -1,0 +1,122 @@
+"""`clp promote`, `clp rollback`, `clp evaluate` and `clp prune`: which policy is in use, what it does, what may go."""
+
+import contextlib
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clp_lightning.config.parameters import load_config
+
+
+def promote(
+    params: Annotated[Path, typer.Option(help="Parameter file of the project.")] = Path("params.yaml"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the decision as JSON; null if there is nothing new.")
+    ] = False,
+) -> None:
+    """Make the newly trained policy the champion if it is better than the present one (`promotion` in params.yaml).
+
+    Example: clp promote
+    """
+    from clp_lightning.promotion import challenger as promotion_stage
+
+    row = promotion_stage.promote(load_config(params))
+    if as_json:
+        print(json.dumps(row, default=str))
+    else:
+        print("nothing new: the champion is this very policy" if row is None else promotion_stage.sentence(row))
+
+
+def rollback() -> None:
+    """Make the champion's predecessor the champion again.
+
+    Example: clp rollback
+    """
+    from clp_lightning.promotion import champion
+
+    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None).isoformat(timespec="seconds")
+    entry = champion.rollback(now)
+    print(f"the champion is {champion.KEPT / entry['id'] / entry['method']} again")
+
+
+def evaluate(
+    model: Annotated[
+        Path, typer.Option(help="Folder of a steerable policy, or the word champion: the policy in use.")
+    ] = Path("models/clp-full"),
+    weighting: Annotated[
+        list[str] | None, typer.Option(help="Trade-off; repeat it. The grid of params.yaml without any.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with one prompt per line; the test prompts of the corpus without it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Parquet file for every answer with its rewards.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    params: Annotated[Path, typer.Option(help="Parameter file of the project.")] = Path("params.yaml"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure a policy's rewards at any weightings, on the test prompts or your own.
+
+    Example: clp evaluate --model champion --weighting informativeness=0.9,brevity=0.1 --prompts prompts.txt
+    """
+    from clp_lightning.evaluation import on_demand as policy_evaluation
+    from clp_lightning.files import atomic
+    from clp_lightning.promotion import champion
+
+    config, model = load_config(params), champion.resolve(model)
+    points = policy_evaluation.parse_points(weighting or [], config.objectives, config)
+    own = None if prompts is None else policy_evaluation.own_prompts(prompts)
+    with contextlib.redirect_stdout(sys.stderr):  # progress; what is printed on standard output is the result
+        frame = policy_evaluation.evaluate_policy(config, model, points, own, seed=seed)
+    if out is not None:
+        with atomic(out) as beside:
+            frame.to_parquet(beside, index=False)
+    rows = policy_evaluation.summarize(frame, config.objectives)
+    if as_json:
+        report = {"model": str(model), "prompts": int(frame.prompt_id.nunique()), "seed": seed, "points": rows}
+        print(json.dumps(report))
+        return
+    from rich.console import Console
+
+    from clp_lightning.report.tables import points_table
+
+    shown = {"objectives": config.objectives, "methods": [{"method": model.name, "points": rows}]}
+    title = f"{model}, {frame.prompt_id.nunique()} prompts: mean standardized rewards [95 % interval]"
+    Console().print(points_table(shown, title, rewards=True, monitors=True))
+
+
+def prune(
+    keep: Annotated[int, typer.Option(min=0, help="Earlier champions to keep, and as many refused policies.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Runs to keep in the store, the newest.")] = 50,
+    days: Annotated[float, typer.Option(min=0, help="Checkpoints and logs untouched for so long are removed.")] = 14,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go and remove nothing.")] = False,
+) -> None:
+    """Remove old policies, checkpoints, logs and runs; the champion and its last predecessors stay.
+
+    Example: clp prune --keep 3 --runs 50 --days 14 --dry-run
+    """
+    from clp_lightning.promotion import retention
+
+    todo = retention.plan(keep=keep, runs=runs, days=days)
+    freed = sum(retention.size(path) for path in todo.paths)
+    for path in todo.paths:
+        print(path)
+    for run in todo.runs:
+        print(f"run {run} of the store")
+    if not dry_run:
+        retention.prune(todo)
+    print(
+        f"{'would remove' if dry_run else 'removed'} {len(todo.policies)} policies, {len(todo.checkpoints)} checkpoint folders, "
+        f"{len(todo.logs)} logs, {len(todo.runs)} runs: {freed / 1e6:.1f} MB and what the runs take in the store"
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `clp`."""
+    app.command()(promote)
+    app.command()(rollback)
+    app.command()(evaluate)
+    app.command()(prune)

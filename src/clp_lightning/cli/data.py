@@ -1,0 +1,82 @@
+"""The commands of a user's own project: `clp init` and `clp data`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clp_lightning.errors import ClpError
+
+MOST_LISTED = 20
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to make, or a project whose dvc.yaml is brought in step.")],
+    data: Annotated[Path | None, typer.Option(help="File with your prompts: CSV, JSON Lines or Parquet.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help='Its column with the prompt, or a template: "{title}: {text}".')
+    ] = None,
+) -> None:
+    """Write a small working project: prompts, a reward of your own, params.yaml, dvc.yaml.
+
+    Example: clp init support --data tickets.csv --prompt "{subject}: {body}"
+    """
+    from clp_lightning.project.init import init as write
+
+    written = write(folder, data, prompt)
+    print(f"wrote {', '.join(written)} in {folder}" if written else f"{folder} is as it should be")
+    if "params.yaml" in written:
+        print(f"next: cd {folder}; clp data; dvc repro; clp serve --model models/clp-full")
+
+
+def data(
+    params: Annotated[Path, typer.Option(help="Parameter file of the project.")] = Path("params.yaml"),
+    skip_bad_rows: Annotated[bool, typer.Option(help="Count rows that cannot be used instead of failing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the data card and all problems as JSON.")] = False,
+) -> None:
+    """Check the prompts and preference pairs that params.yaml names, without writing anything.
+
+    Example: clp data --skip-bad-rows
+    """
+    from clp_lightning.config.parameters import load_config
+    from clp_lightning.data.check import check
+
+    found = check(load_config(params))
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        for name, section in found.items():
+            _show(name, section)
+    bad = sum(len(section["problems"]) for section in found.values())
+    allowed = skip_bad_rows or all(section["skip_bad_rows"] for section in found.values() if section["problems"])
+    if bad and not allowed:
+        raise ClpError(
+            f"{bad} rows cannot be used; mend them, or leave them out with skip_bad_rows: true in params.yaml"
+        )
+
+
+def _show(name: str, section: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    counts = ", ".join(f"{split} {rows}" for split, rows in section["rows"].items())
+    console.print(Text(f"{name}: {section['source']}, {counts}"))
+    if section["samples"]:
+        columns = list(section["samples"][0])
+        table = Table(*columns, show_lines=True)
+        for sample in section["samples"]:
+            table.add_row(*(Text(str(sample[column] or "")) for column in columns))
+        console.print(table)
+    for place, reason in section["problems"][:MOST_LISTED]:
+        console.print(Text(f"{place}: {reason}"))
+    if len(section["problems"]) > MOST_LISTED:
+        console.print(Text(f"and {len(section['problems']) - MOST_LISTED} more; --json lists them all"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(init)
+    app.command()(data)

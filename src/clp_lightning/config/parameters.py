@@ -1,0 +1,219 @@
+"""`params.yaml` -> frozen, typed configuration; unknown keys and bad values are rejected with the key's path.
+
+`params.yaml` states every value, so that it stands in one place only; of rewards alone (`config_rewards`) some keys may be
+left out.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from clp_lightning.config.data import (
+    ApiDescriptions,
+    Compute,
+    Corruptions,
+    Layers,
+    Pretrained,
+    RandomModel,
+    RewardModel,
+    Table,
+)
+from clp_lightning.config.methods import REFERENCE, Derived, KlStrength, Method, check_methods
+from clp_lightning.config.problems import first_problem, yaml_problem
+from clp_lightning.config.rewards import Rewards
+from clp_lightning.config.types import Name, Positive, Rate, Section, Share
+from clp_lightning.errors import UsageError
+
+TEMPLATE = r"\{document\}"
+
+
+class Sft(Section):
+    """Supervised finetuning; the merged result is the reference policy."""
+
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    rank: Positive
+
+
+class Normalization(Section):
+    """How many reference samples measure each reward's mean and deviation."""
+
+    prompts: Positive
+
+
+class Training(Section):
+    """The budget and the objective, the same for every method."""
+
+    seed: Annotated[int, Field(ge=0)]  # of the experts and of all sampling; runs that differ in it only are comparable
+    steps: Positive
+    accumulate: Positive  # micro-batches per optimizer step
+    devices: Positive  # processes, each with a micro-batch of its own
+    prompts_per_step: Positive  # of a micro-batch, each with a weighting of its own
+    samples_per_prompt: Positive
+    learning_rate: Rate
+    rank: Positive | Literal["full"]  # of a low-rank expert, or experts with all parameters of their layers
+    alpha: Share  # KL strength
+    alpha_start: Share | None  # if given, alpha falls from here, geometrically, over the first 70 % of the steps
+    alpha_high: Share | None  # if given, alpha is drawn from [alpha, alpha_high], and the policy is conditioned on it
+    kl: Literal[
+        "reward", "loss"
+    ]  # where the KL penalty enters: sequence-level in the return, or token-level in the loss
+    baseline: Literal["leave_one_out", "regression", "value"]
+    advantages: Literal["batch", "objective", "none"]  # what they are normalized over
+    gradient_clip: Annotated[float, Field(gt=0)]
+    checkpoint_every: Positive
+
+
+class Evaluation(Section):
+    """The sweep on unseen prompts and its statistics."""
+
+    weightings: Annotated[int, Field(ge=2)]  # points per edge of the lattice; of a single reward: KL strengths
+    off_grid: Annotated[int, Field(ge=0)]  # weightings drawn at random between them: does steering hold there?
+    prompts: Annotated[int, Field(ge=2)]
+    samples_per_prompt: Positive
+    batch_size: Positive
+    bootstrap_draws: Annotated[int, Field(ge=100)]
+    reference_point: float  # normalized reward, the same for every objective
+
+
+class Promotion(Section):
+    """When a newly trained policy takes the place of the one in use."""
+
+    method: Name  # the one that is shipped
+    probability: Annotated[float, Field(gt=0.5, lt=1)]  # at least so sure that its hypervolume is the larger one
+    worst_case_margin: Annotated[
+        float, Field(ge=0)
+    ]  # by how much an objective's worst mean reward may fall, standardized
+    max_kl: Annotated[float, Field(gt=0)]  # to the reference policy, nats per response, mean over the weightings
+    max_length_ratio: Annotated[float, Field(gt=1)]  # mean length against the reference policy's, either way
+
+
+class Generation(Section):
+    """The prompt and its limits in tokens, for training and use."""
+
+    max_prompt_tokens: Positive
+    max_new_tokens: Positive
+    template: Annotated[str, Field(pattern=TEMPLATE)]
+    chat: bool  # true: the tokenizer's chat template, of which the filled template is the user's message
+    end_token: str | None  # what ends a response, where it is not the tokenizer's end-of-text token
+
+
+class Config(Section):
+    """The whole of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0)]  # of the data, the reference policy, the learned reward and the test prompts
+    data: Annotated[ApiDescriptions | Table, Field(discriminator="kind")]
+    base: Annotated[Pretrained | RandomModel, Field(discriminator="kind")]
+    compute: Compute
+    layers: Layers | None  # null finds attention, MLP and output layers by their place in the model
+    generation: Generation
+    sft: Sft | None  # null: the reference policy is the pretrained model as it is
+    encoder: Annotated[
+        str, Field(min_length=1)
+    ]  # of the monitor `coverage`: `package:NAME/PATH`, a folder or a hub name
+    reward_models: dict[Name, RewardModel]  # rewards that are learned here; `rewards` says which of them are used
+    rewards: Rewards
+    normalization: Normalization
+    training: Training
+    methods: dict[Name, Method]
+    derived: dict[Name, Derived]
+    evaluation: Evaluation
+    promotion: Promotion
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if not self.rewards:
+            raise ValueError("rewards: name at least one objective")
+        if not self.methods:
+            raise ValueError("methods: name at least one method to compare with the reference policy")
+        check_methods(self.methods, self.derived, self.objectives)
+        if self.promotion.method not in self.methods:
+            raise ValueError(f"promotion.method: no such method; choose one of {', '.join(self.methods)}")
+        self._check_reward_models()
+        training = self.training
+        if training.advantages == "objective" and training.baseline != "leave_one_out":
+            raise ValueError(
+                "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"
+            )
+        if training.samples_per_prompt < 2 and training.baseline == "leave_one_out":
+            raise ValueError("training.samples_per_prompt: leave-one-out needs another sample; set it to 2 or more")
+        if training.alpha_high is not None and training.alpha_high <= training.alpha:
+            raise ValueError(
+                "training.alpha_high: must be larger than training.alpha; null trains at that one KL strength"
+            )
+        if training.alpha_start is not None and not 0 < training.alpha < training.alpha_start:
+            raise ValueError(
+                "training.alpha_start: must be larger than training.alpha, and that larger than 0; null keeps alpha constant"
+            )
+        if training.alpha_start is not None and training.alpha_high is not None:
+            raise ValueError(
+                "training.alpha_start: a policy conditioned on alpha has no single one to start from; use null"
+            )
+        self._check_kl_strengths()
+        return self
+
+    def _check_kl_strengths(self) -> None:
+        lowest, highest = self.training.alpha, self.training.alpha_high
+        for name, row in self.derived.items():
+            if not isinstance(row.decoding, KlStrength):
+                continue
+            if highest is None or len(self.objectives) == 1:
+                why = "training.alpha_high is null" if highest is None else "with one reward the weightings are them"
+                raise ValueError(
+                    f"derived.{name}.decoding.kind: kl_strength needs several rewards and a range of KL strengths; {why}"
+                )
+            if not lowest <= row.decoding.alpha <= highest:
+                raise ValueError(
+                    f"derived.{name}.decoding.alpha: {row.decoding.alpha:g} is outside of the KL strengths that training draws, "
+                    f"{lowest:g} to {highest:g}; choose one between"
+                )
+
+    def _check_reward_models(self) -> None:
+        for name, model in self.reward_models.items():
+            if name in (*self.methods, REFERENCE, "base", "kept", "champion"):
+                raise ValueError(f"reward_models.{name}: models/{name} is something else already; choose another name")
+            if isinstance(model.pairs, Corruptions) and self.data.kind != "api_descriptions":
+                raise ValueError(
+                    f"reward_models.{name}.pairs: corruptions are made from data of the kind api_descriptions; use the kind "
+                    "preferences"
+                )
+        for name, reward in self.rewards.items():
+            folder = getattr(reward, "model", None)
+            if isinstance(folder, str) and folder.startswith("models/") and folder[7:] not in self.reward_models:
+                known = ", ".join(f"models/{other}" for other in self.reward_models) or "none"
+                raise ValueError(f"rewards.{name}.model: reward_models trains no {folder}; it trains {known}")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Names of everything that is evaluated: the reference policy, what was trained, what is derived from it."""
+        return (REFERENCE, *self.methods, *self.derived)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives, in the order of params.yaml."""
+        return tuple(self.rewards)
+
+
+def load_config(path: Path | str = "params.yaml") -> Config:
+    """Read and check a parameter file.
+
+    Raises `UsageError` with the key's path, the value found and what is expected; the first problem only, with a
+    count of the others.
+    """
+    path = Path(path)
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; run in a project folder or name the file with --params") from error
+    except YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {yaml_problem(error)}; correct it there") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: expected keys and values; start from the repository's params.yaml")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {first_problem(error, values)}") from None

@@ -1,0 +1,99 @@
+"""`clp evaluate`: any policy at any weightings, on the test prompts or on a user's own."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clp_lightning import paths, weightings
+from clp_lightning.config.parameters import Config
+from clp_lightning.data.splits import references
+from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.files import read_json
+
+
+def own_prompts(path: Path) -> pd.DataFrame:
+    """Read prompts, one per line of a UTF-8 file, in the shape of the corpus; there is no reference summary."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); name a UTF-8 file with one prompt per line") from error
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise UsageError(f"{path}: no prompt in it; write one per line")
+    return pd.DataFrame({"id": [f"line-{i + 1}" for i in range(len(texts))], "document": texts, "summary": None})
+
+
+def evaluate_policy(
+    config: Config, model: Path, points: np.ndarray, prompts: pd.DataFrame | None, *, seed: int = 0
+) -> pd.DataFrame:
+    """Return one row per (weighting, prompt) with response, rewards and monitors; columns as in docs/design.md.
+
+    `points` [N, K] are the weightings. Without `prompts` those of the test split are taken, as in the pipeline. Raises
+    `ClpError` when the policy has other objectives than params.yaml.
+    """
+    from clp_lightning.evaluation.results import test_prompts
+    from clp_lightning.evaluation.sweep import Sweep, evaluate
+    from clp_lightning.policy.steerable import SteerablePolicy
+    from clp_lightning.rewards.reward_set import Monitors, RewardSet
+
+    policy = SteerablePolicy.from_pretrained(model)
+    if policy.objectives != config.objectives:
+        raise ClpError(
+            f"{model} steers {', '.join(policy.objectives)}, but params.yaml has the rewards {', '.join(config.objectives)}"
+        )
+    settings = config.evaluation
+    chosen = test_prompts(config) if prompts is None else prompts
+    rewards = RewardSet.from_config(config, Path("."), paths.NORMALIZATION, references(chosen))
+    with tempfile.TemporaryDirectory() as parts:
+        sweep = Sweep(
+            chosen, points, rewards, settings.samples_per_prompt, settings.batch_size, seed, Path(parts),
+            alpha=config.training.alpha if policy.takes_alpha else None,
+        )  # fmt: skip
+        scale = read_json(paths.NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
+        monitors = Monitors.from_config(config)
+        frame = evaluate(policy, sweep, method=model.name, monitors=monitors, normalization=scale)
+    return frame
+
+
+def summarize(frame: pd.DataFrame, objectives: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return means per weighting: `weighting`, `rewards` with 95 % `intervals` (Student's t over prompts), `monitors`.
+
+    With a single prompt there is no interval (None); a monitor without values is None.
+    """
+    rows = []
+    for _, group in frame.groupby("weighting_id", sort=True):
+        per_prompt = group.groupby("prompt_id")[[f"reward:{name}" for name in objectives]].mean()
+        rewards = {name: float(per_prompt[f"reward:{name}"].mean()) for name in objectives}
+        rows.append({
+            "weighting": {name: float(group[f"w:{name}"].iloc[0]) for name in objectives},
+            "rewards": rewards,
+            "intervals": {name: _interval(per_prompt[f"reward:{name}"]) for name in objectives},
+            "monitors": {
+                column.removeprefix("monitor:"): None if group[column].isna().all() else float(group[column].mean())
+                for column in group.columns if column.startswith("monitor:")
+            },
+        })  # fmt: skip
+    return rows
+
+
+def _interval(values: pd.Series) -> list[float] | None:
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    error = float(stats.sem(values))
+    if error == 0:
+        return [float(values.iloc[0])] * 2
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=error)
+    return [float(low), float(high)]
+
+
+def parse_points(given: list[str], objectives: tuple[str, ...], config: Config) -> np.ndarray:
+    """Return the weightings [N, K] that a user typed, or the grid of params.yaml when there are none."""
+    if given:
+        return np.stack([weightings.parse(text, objectives) for text in given])
+    settings = config.evaluation
+    return weightings.grid(len(objectives), settings.weightings, off_grid=settings.off_grid, seed=config.seed)

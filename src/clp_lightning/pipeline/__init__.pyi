@@ -1,0 +1,3 @@
+from . import stages as stages
+
+__all__ = ["stages"]

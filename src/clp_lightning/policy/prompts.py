@@ -1,0 +1,147 @@
+"""Prompts and responses as tokens: the template, its limits, and weightings written into the prompt (prompt-CLP)."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from clp_lightning.config.parameters import Generation
+from clp_lightning.data.transcripts import is_transcript, to_messages
+from clp_lightning.errors import UsageError, one_line
+from clp_lightning.policy.rollout import Prompts
+
+MARK = "<<the document stands here>>"
+MIN_LAST_TURN = 16  # tokens of the last turn that are kept before older turns
+
+
+class PromptTemplate:
+    """Fills the template of `generation`; `states_alpha` says whether a written weighting names its KL strength too."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        generation: Generation,
+        objectives: Sequence[str],
+        *,
+        states_alpha: bool = False,
+    ) -> None:
+        self.tokenizer, self.generation, self.objectives = tokenizer, generation, tuple(objectives)
+        self.states_alpha = states_alpha
+        if generation.chat and not getattr(tokenizer, "chat_template", None):
+            raise UsageError("generation.chat: this model's tokenizer has no chat template; set it to false")
+
+    def prompts(
+        self, documents: Sequence[str], coefficients: Sequence[Sequence[float]] | None, device: torch.device | str
+    ) -> Prompts:
+        """Tokenize documents in the template, [G, P] left-padded; `coefficients` [G, K] are written in front if given.
+
+        A document too long for `max_prompt_tokens` loses words at its end, a conversation at its start; the template stays
+        whole. Raises `UsageError` for an empty document, with its number.
+        """
+        for row, document in enumerate(documents):
+            if not document.strip():
+                raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
+        texts = [self.written(row) for row in coefficients] if coefficients is not None else [""] * len(documents)
+        parts = [self._parts(document, text) for document, text in zip(documents, texts, strict=True)]
+        rows = [before + kept + behind for before, kept, behind, _ in parts]
+        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
+        return Prompts(
+            torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),
+            torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device),
+        )
+
+    def left_out(self, document: str) -> int:
+        """Return how many tokens at a document's end, or at a conversation's start, do not fit into the prompt."""
+        return self._parts(document, "")[3]
+
+    def responses(
+        self, responses: Sequence[str], max_tokens: int | None, device: torch.device | str
+    ) -> tuple[Tensor, Tensor]:
+        """Tokenize responses with the template's space before and the end-of-text token behind; ids and mask [B, T]."""
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        space = "" if self.generation.chat else " "  # a chat template ends with a line of its own
+        rows = [[*row, end][:max_tokens] for row in self._encode([space + text.strip() for text in responses])]
+        width = max(map(len, rows))
+        return (
+            torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device),
+            torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=device),
+        )
+
+    def written(self, coefficients: Sequence[float]) -> str:
+        """A row's coefficients as a prompt states them; the reference policy's row (all 0) states nothing."""
+        total = sum(coefficients)
+        if total < 1e-6:
+            return ""
+        parts = [f"{name} {value / total:.2f}" for name, value in zip(self.objectives, coefficients, strict=True)]
+        parts += [f"alpha {1 - total:.2f}"] if self.states_alpha else []
+        return ", ".join(parts) + "\n"
+
+    def longest(self, *, prompted: bool) -> int:
+        """Tokens of the longest prompt and response together."""
+        written = (
+            self._encode([self.written([0.5 / len(self.objectives)] * len(self.objectives))])[0] if prompted else []
+        )
+        return len(written) + self.generation.max_prompt_tokens + self.generation.max_new_tokens
+
+    def _parts(self, document: str, written: str) -> tuple[list[int], list[int], list[int], int]:
+        """Return the tokens before the document, those of its own that fit, those behind it, and how many do not fit.
+
+        What a conversation asks for stands at its end, what a text is about mostly at its beginning. The written weighting
+        costs no room. It stands in front, in a chat template at the start of the last turn.
+        """
+        added = self._encode([written])[0] if written else []
+        if self.generation.chat:
+            head, text, tail = self._chat(document)
+            before = head + added
+        else:
+            (begin, end), (head, tail) = self._special, self._template
+            before, text, tail = begin + added + head, document.strip(), tail + end
+        room = self.generation.max_prompt_tokens - (len(before) - len(added)) - len(tail)
+        ids = self._encode([text])[0]
+        lost = max(0, len(ids) - max(0, room))
+        return before, ids[lost:] if is_transcript(document) else ids[: len(ids) - lost], tail, lost
+
+    def _chat(self, document: str) -> tuple[list[int], str, list[int]]:
+        """Render a conversation; the oldest turns go where it is too long."""
+        messages = to_messages(document)
+        last = messages[-1]["content"]
+        head, tail = self.generation.template.split("{document}")
+        while True:
+            asked = [*messages[:-1], {"role": messages[-1]["role"], "content": f"{head}{MARK}{tail}"}]
+            try:
+                text = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            except Exception as error:  # the template is a program of the model's authors
+                raise UsageError(
+                    f"generation.chat: the chat template refuses this prompt ({one_line(error)})"
+                ) from error
+            before, _, after = str(text).partition(MARK)
+            front, behind = self._encode([before])[0], self._encode([after])[0]
+            if len(messages) == 1 or len(front) + len(behind) + MIN_LAST_TURN <= self.generation.max_prompt_tokens:
+                return front, last, behind
+            del messages[: 2 if messages[0]["role"] == "user" and len(messages) > 2 else 1]
+
+    @functools.cached_property
+    def _template(self) -> tuple[list[int], list[int]]:
+        """The template's tokens before and behind the document."""
+        head, tail = (self._encode([part])[0] if part else [] for part in self.generation.template.split("{document}"))
+        return head, tail
+
+    @functools.cached_property
+    def _special(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before every text (Gemma's and Llama's first token) and behind it (T5's last)."""
+        bare = self._encode(["a"])[0]
+        whole = self.tokenizer("a")["input_ids"]
+        start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        return list(whole[:start]), list(whole[start + len(bare) :])
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def set_end(tokenizer: PreTrainedTokenizerBase, token: str) -> None:
+    """Make `token` what ends a response; raises `UsageError` when the tokenizer has no such token."""
+    if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+        raise UsageError(f"generation.end_token: the tokenizer has no token {token!r}; use null, or one that it has")
+    tokenizer.eos_token = token

@@ -1,0 +1,151 @@
+"""TokenPolicy: the steerable policy's way from prompts to tokens and their log-probabilities."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from clp_lightning.config.parameters import Generation
+from clp_lightning.errors import UsageError
+from clp_lightning.policy.prompts import PromptTemplate, set_end
+from clp_lightning.policy.rollout import (
+    Prompts,
+    Responses,
+    Steer,
+    Step,
+    repeated,
+    response_log_probs,
+    sampling_steps,
+    stacked,
+)
+from clp_lightning.steering.experts import Experts, run_length
+from clp_lightning.steering.mixing import Mixture
+
+
+class TokenPolicy:
+    """Samples and scores tokens, each group of rows with its own coefficients [G, K] of the experts.
+
+    `prompted` policies read their weighting in the prompt too (prompt-CLP and combinations with it). `takes_alpha` says
+    that the policy was trained at many KL strengths and takes one per row. Raises `UsageError` when prompt and response
+    together exceed the model's context. `mixture`, if given, decodes from several of the policy's settings at once. `listed`
+    [M, K], if given, says that there is an expert for each of these weightings, and none for others.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        generation: Generation,
+        *,
+        objectives: Sequence[str],
+        experts: Experts | None = None,
+        prompted: bool = False,
+        takes_alpha: bool = False,
+        mixture: Mixture | None = None,
+        listed: np.ndarray | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.generation, self.experts = model, tokenizer, generation, experts
+        self.objectives, self.prompted, self.takes_alpha = tuple(objectives), prompted, takes_alpha
+        self.mixture, self.listed = mixture, listed
+        if generation.end_token is not None:
+            set_end(tokenizer, generation.end_token)
+        context = getattr(model.config, "max_position_embeddings", None)
+        self.template = PromptTemplate(tokenizer, generation, self.objectives, states_alpha=takes_alpha)
+        needed = self.template.longest(prompted=prompted)
+        if context is not None and needed > context:
+            raise UsageError(
+                f"generation: prompt and response of {needed} tokens exceed the model's context of {context}; lower "
+                "generation.max_prompt_tokens or generation.max_new_tokens"
+            )
+
+    def tokenize(self, documents: Sequence[str], coefficients: Tensor | None = None) -> Prompts:
+        """Fill the prompt template and tokenize; `coefficients` [G, K] are written in if the policy is prompted."""
+        written = coefficients.tolist() if self.prompted and coefficients is not None else None
+        return self.template.prompts(documents, written, self.model.device)
+
+    def tokenize_responses(self, responses: Sequence[str], max_tokens: int | None = None) -> tuple[Tensor, Tensor]:
+        """Tokenize responses as the policy would write them; ids and mask [B, T], right-padded."""
+        return self.template.responses(responses, max_tokens, self.model.device)
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Return the responses' texts, stripped of special tokens and surrounding space."""
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def steer(self, coefficients: Tensor | None) -> Steer:
+        """Return what `rollout` asks for: a context in which row `i` has the coefficients of group `groups[i]`."""
+
+        def context(groups: Tensor) -> AbstractContextManager[None]:
+            if self.experts is None:
+                return nullcontext()
+            if coefficients is None:
+                return self.experts.steer(None)
+            repeats = run_length(groups) if self.experts.rank == "full" else 1  # on a GPU, asking waits for it
+            return self.experts.steer(coefficients[groups], repeats=repeats)
+
+        return context
+
+    def rollout(
+        self,
+        prompts: Prompts,
+        coefficients: Tensor | None,
+        *,
+        samples: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        uniform: Tensor | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Responses:
+        """Sample `samples` responses per prompt; see `rollout.Responses` for shapes.
+
+        The random numbers are `uniform`, float64 [B, T] in [0, 1), or else drawn from `generator`.
+        """
+        if uniform is None:
+            uniform = self.random_numbers(len(prompts.ids) * samples, generator, max_new_tokens)
+        return stacked(self.steps(prompts, coefficients, uniform, samples=samples, temperature=temperature))
+
+    def random_numbers(self, rows: int, generator: torch.Generator | None, tokens: int | None = None) -> Tensor:
+        """Draw what `rows` responses are sampled with, float64 [rows, T]; T is the longest response by default."""
+        size = rows, tokens or self.generation.max_new_tokens
+        return torch.rand(size, generator=generator, device=self.model.device, dtype=torch.float64)
+
+    def steps(
+        self, prompts: Prompts, coefficients: Tensor | None, uniform: Tensor, *, samples: int, temperature: float
+    ) -> Iterator[Step]:
+        """Yield the responses of `rollout` a token at a time, e.g. to show them while they are written."""
+        prompts, coefficients, shares = self._members(prompts, coefficients)
+        with nullcontext() if self.experts is None else self.experts.frozen():
+            yield from sampling_steps(
+                self.model,
+                self.steer(coefficients),
+                prompts,
+                uniform,
+                samples=samples,
+                end_id=self.tokenizer.eos_token_id,
+                pad_id=self.tokenizer.pad_token_id,
+                temperature=temperature,
+                shares=shares,
+            )
+
+    def score(
+        self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
+    ) -> Tensor:
+        """Return log-probabilities of responses under these coefficients, float32 [B, T]; None is the reference."""
+        return self.score_and_states(prompts, ids, mask, coefficients, samples=samples)[0]
+
+    def score_and_states(
+        self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Return what `score` does, and the last hidden state of each prompt [G, H], for learned baselines."""
+        prompts, coefficients, shares = self._members(prompts, coefficients)
+        steer = self.steer(coefficients)
+        return response_log_probs(self.model, steer, prompts, ids, mask, samples=samples, shares=shares)
+
+    def _members(self, prompts: Prompts, coefficients: Tensor | None) -> tuple[Prompts, Tensor | None, Tensor | None]:
+        """Return prompts, coefficients and shares of all policies that a mixture runs; the reference is no mixture."""
+        if self.mixture is None or coefficients is None:
+            return prompts, coefficients, None
+        members, shares = self.mixture(coefficients)
+        return repeated(prompts, len(members)), members.flatten(0, 1), shares

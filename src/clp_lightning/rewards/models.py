@@ -1,0 +1,213 @@
+"""Rewards and embeddings from transformers models: classifiers' logits and the cosine of mean-pooled states."""
+
+import bisect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clp_lightning.config.rewards import MAX_TOKENS
+from clp_lightning.config.sources import resolve
+from clp_lightning.data.transcripts import is_transcript
+from clp_lightning.errors import ClpError, one_line
+
+LONGEST = 512  # tokens, where a tokenizer does not know its limit
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class Learned:
+    """A logit of a sequence-classification model, which is loaded at first use.
+
+    `template` says how it reads the two texts: as a `pair` (a cross-encoder), as a user's and an assistant's message in the
+    tokenizer's `chat` template, or filled into a text with {document} and {response}. What is longer than `max_tokens`, by
+    default what the tokenizer says, loses the end of the longer text of a pair (a conversation its start), else its front.
+    """
+
+    def __init__(
+        self,
+        model: Path | str,
+        batch_size: int = 64,
+        *,
+        index: int = 0,
+        template: str = "pair",
+        max_tokens: int | None = None,
+        allow_pickle: bool = False,
+        root: Path = Path("."),
+    ) -> None:
+        self.model, self.root, self.batch_size = str(model), root, batch_size
+        self.index, self.template, self.max_tokens, self.allow_pickle = index, template, max_tokens, allow_pickle
+        self._loaded: Any = None
+
+    def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Return the logit of each (document, response); raises `ClpError` when the model is missing or of no use."""
+        import torch
+
+        model, tokenizer = self._load()
+        values = np.empty(len(documents), dtype=np.float64)
+        order = np.argsort(
+            [len(document) + len(response) for document, response in zip(documents, responses, strict=True)]
+        )
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            longest = self.max_tokens or min(tokenizer.model_max_length, LONGEST)
+            texts = self._texts(tokenizer, [documents[row] for row in rows], [responses[row] for row in rows], longest)
+            tokens = tokenizer(
+                *texts,
+                add_special_tokens=self.template != "chat",  # the template has written them
+                truncation=True,
+                max_length=longest,
+                padding=True,
+                return_tensors="pt",
+            ).to(model.device)
+            with torch.inference_mode():
+                values[rows] = model(**tokens).logits[:, self.index].double().cpu().numpy()
+        return values
+
+    def _texts(self, tokenizer: Any, documents: list[str], responses: list[str], longest: int) -> tuple[list[str], ...]:
+        """Return what the tokenizer gets: two lists of texts for a pair, else one."""
+        if self.template == "pair":
+            return fitting(tokenizer, documents, responses, longest), responses
+        pairs = zip(documents, responses, strict=True)
+        if self.template == "chat":
+            turns = [
+                [{"role": "user", "content": document}, {"role": "assistant", "content": response}]
+                for document, response in pairs
+            ]
+            return (tokenizer.apply_chat_template(turns, tokenize=False),)
+        return ([_filled(self.template, document, response) for document, response in pairs],)
+
+    def _load(self) -> Any:
+        if self._loaded is None:
+            import torch
+            from transformers import AutoModelForSequenceClassification
+
+            model, tokenizer = _load(
+                AutoModelForSequenceClassification, self.model, self.root, allow_pickle=self.allow_pickle
+            )
+            if self.index >= model.config.num_labels:
+                raise ClpError(
+                    f"{self.model} has {model.config.num_labels} logits; set index below that, from 0 for the first"
+                )
+            if self.template == "chat" and not tokenizer.chat_template:
+                raise ClpError(f"the tokenizer of {self.model} has no chat template; set template to pair or to a text")
+            if self.template != "pair":
+                tokenizer.truncation_side = "left"  # the response is at the end
+            set_padding(model, tokenizer)
+            self._loaded = (model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+        return self._loaded
+
+
+class Encoder:
+    """Mean-pooled last hidden states of a transformers encoder, which is loaded at first use."""
+
+    def __init__(
+        self, model: Path | str, *, batch_size: int = 64, max_tokens: int = MAX_TOKENS, root: Path = Path(".")
+    ) -> None:
+        self.model, self.root, self.batch_size, self.max_tokens = str(model), root, batch_size, max_tokens
+        self._loaded: Any = None
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Return a vector of length 1 for each text, float64 [B, H]."""
+        import torch
+        from torch.nn import functional
+        from transformers import AutoModel
+
+        if self._loaded is None:
+            self._loaded = _load(AutoModel, self.model, self.root, allow_pickle=False)
+        model, tokenizer = self._loaded
+        unique = list(dict.fromkeys(texts))  # a sweep repeats its documents at every weighting
+        parts = []
+        for start in range(0, len(unique), self.batch_size):
+            tokens = tokenizer(
+                unique[start : start + self.batch_size],
+                truncation=True,
+                max_length=self.max_tokens,
+                padding=True,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                states = model(**tokens).last_hidden_state
+            mask = tokens["attention_mask"][..., None]
+            parts.append(functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).double().numpy())
+        index = {text: row for row, text in enumerate(unique)}
+        return np.concatenate(parts)[[index[text] for text in texts]]
+
+
+class Similarity:
+    """Cosine of the response's embedding and that of its document or, with `to_reference`, of its reference summary."""
+
+    def __init__(self, encoder: Encoder, *, to_reference: bool) -> None:
+        self.encoder, self.needs_references = encoder, to_reference
+
+    def __call__(
+        self, documents: Sequence[str], responses: Sequence[str], references: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Return cosines, -1 to 1."""
+        others = documents if references is None else references
+        return np.asarray((self.encoder(others) * self.encoder(responses)).sum(-1))
+
+
+def fitting(tokenizer: Any, documents: Sequence[str], responses: Sequence[str], longest: int) -> list[str]:
+    """Return the documents, of conversations as many words at the end as fit beside the response in `longest` tokens.
+
+    Other documents are left to the tokenizer, which cuts the end of the longer text of a pair; so it does with responses.
+    """
+    room = longest - tokenizer.num_special_tokens_to_add(pair=True)
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # longer than it warns of
+
+    def end(document: str, response: str) -> str:
+        share = max(room - tokens(response), room // 2, 0)  # what the tokenizer, too, leaves to a longer text
+        if tokens(document) <= share:
+            return document
+        words = [0, *(space.start() for space in re.finditer(r"\s+", document)), len(document)]
+        return document[words[bisect.bisect_left(words, -share, key=lambda start: -tokens(document[start:]))] :]
+
+    pairs = zip(documents, responses, strict=True)
+    return [end(*pair) if is_transcript(pair[0]) else pair[0] for pair in pairs]
+
+
+def set_padding(model: Any, tokenizer: Any) -> None:
+    """Make model and tokenizer agree on the padding token, which is the end of text where the tokenizer has none."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token that is none
+
+
+def _filled(template: str, document: str, response: str) -> str:
+    """Fill both texts in at once: a document may itself hold the text {response}."""
+    texts = {"document": document, "response": response}
+    return re.sub(r"\{(document|response)\}", lambda found: texts[found[1]], template)
+
+
+def _load(kind: Any, name: str, root: Path, *, allow_pickle: bool) -> tuple[Any, Any]:
+    """Load a model in evaluation mode and its tokenizer; whatever stands in the way is a one-line `ClpError`."""
+    from transformers import AutoTokenizer
+
+    found = resolve(name, root)
+    local = Path(found).exists()
+    # A name on the hub does not begin with the name of a folder that is here.
+    if not (Path(found) / "config.json").is_file() if local else "/" in name and (root / name).parent.is_dir():
+        raise ClpError(f"no reward model at {found}; run the stage reward_model (`dvc repro`), or correct the name")
+    if local and not allow_pickle and not list(Path(found).glob("*.safetensors")):
+        pickled = [file.name for file in Path(found).iterdir() if file.suffix in PICKLES]
+        if pickled:
+            raise ClpError(
+                f"{found} has pickled weights only ({pickled[0]}), which can run code when they are loaded; convert them to"
+                " safetensors or, if you trust them, set allow_pickle: true (kind learned)"
+            )
+    options: dict[str, Any] = {} if allow_pickle else {"use_safetensors": True}
+    try:
+        model, report = kind.from_pretrained(found, local_files_only=local, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(found, local_files_only=local)
+    except Exception as error:  # of many libraries, for a file that is broken, missing or no model's
+        raise ClpError(f"cannot load the model {name}: {one_line(error)}; correct its name") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where it finds no tokenizer
+        raise ClpError(f"there is no tokenizer beside the model {name}; save one with tokenizer.save_pretrained")
+    heads = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if heads:  # transformers makes up what is missing, at random
+        raise ClpError(f"{name} lacks {heads[0]} of {type(model).__name__}; name a model of that kind")
+    return model.eval(), tokenizer

@@ -1,0 +1,5 @@
+from .engine import Engine as Engine
+from .playground import Playground as Playground
+from .playground import Setting as Setting
+
+__all__ = ["Engine", "Playground", "Setting"]

@@ -1,0 +1,200 @@
+"""From a body to the engine's requests, and from their tokens to an answer in OpenAI's words, whole or as a stream."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from clp_lightning import weightings
+from clp_lightning.config.parameters import Generation
+from clp_lightning.data import transcripts
+from clp_lightning.serving import batch as serving_batch
+from clp_lightning.serving import engine as serving
+from clp_lightning.serving.bodies import Limits, Message, Steered
+
+
+class Refused(Exception):
+    """A request that cannot be answered, as an HTTP status and a sentence."""
+
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+class Shape(NamedTuple):
+    """How OpenAI writes one kind of answer: names of whole and streamed objects, and a choice of either."""
+
+    prefix: str
+    whole: str
+    streamed: str
+    choice: Callable[[str], dict[str, Any]]
+    delta: Callable[[str], dict[str, Any]]
+
+
+COMPLETIONS = Shape(
+    "cmpl", "text_completion", "text_completion", lambda text: {"text": text}, lambda text: {"text": text}
+)
+CHAT = Shape(
+    "chatcmpl", "chat.completion", "chat.completion.chunk",
+    lambda text: {"message": {"role": "assistant", "content": text}},
+    lambda text: {"delta": {"role": "assistant", "content": text}},
+)  # fmt: skip
+
+
+class Service:
+    """Turns bodies into the engine's requests and their tokens into answers."""
+
+    def __init__(self, engine: serving.Engine, name: str, limits: Limits) -> None:
+        self.engine, self.name, self.limits = engine, name, limits
+        self.objectives = engine.policy.objectives
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "clp_requests", "Requests by path and status.", ["path", "status"], registry=self.registry
+        )
+        self.tokens = Counter("clp_tokens", "Tokens by kind.", ["kind"], registry=self.registry)
+        self.seconds = Histogram("clp_request_seconds", "Seconds until an answer was complete.", registry=self.registry)
+        running = Gauge("clp_running", "Answers that are being written.", registry=self.registry)
+        running.set_function(lambda: engine.running)
+        waiting = Gauge("clp_waiting", "Answers that wait.", registry=self.registry)
+        waiting.set_function(lambda: engine.queued)
+
+    def weighting(self, body: Steered) -> np.ndarray | None:
+        """Return the body's weighting [K], None for the reference policy; raises `Refused`."""
+        if body.model != self.name:
+            raise Refused(404, f"model {body.model!r} is not served here; use {self.name!r}", "model_not_found")
+        if body.weighting is None:
+            example = ", ".join(f'"{name}": {1 / len(self.objectives):.2g}' for name in self.objectives)
+            raise Refused(400, f'weighting: give shares of the objectives, e.g. {{{example}}}, or "reference"')
+        if body.weighting == "reference":
+            return None
+        assert isinstance(body.weighting, dict)
+        return weightings.to_array(body.weighting, self.objectives)
+
+    def submit(self, prompts: list[str], body: Steered, most: int | None) -> "Answers":
+        """Queue one answer per prompt; raises `Refused` for what cannot be steered or when too many wait."""
+        if len(prompts) > self.limits.prompts:
+            raise Refused(400, f"prompt: {len(prompts)} texts, at most {self.limits.prompts} in one request")
+        weighting, stop = self.weighting(body), [body.stop] if isinstance(body.stop, str) else body.stop or []
+        answers = Answers(asyncio.get_running_loop(), len(prompts))
+        for position, prompt in enumerate(prompts):
+            if not prompt.strip():
+                raise Refused(400, f"prompt {position + 1} is empty; give some text to work on")
+            answers.requests.append(serving_batch.request(
+                self.engine.policy, prompt, weighting, functools.partial(answers.deliver, position), alpha=body.alpha,
+                temperature=body.temperature, seed=body.seed, max_tokens=most, stop=stop, streamed=body.stream,
+            ))  # fmt: skip
+        self.engine.submit(answers.requests)
+        return answers
+
+    async def respond(self, answers: "Answers", shape: Shape, request: Request, *, stream: bool) -> Response:
+        """Return the answers when all are complete, or as a stream; raises `Refused` when they fail or take too long."""
+        head = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        if stream:
+            return StreamingResponse(self._events(answers, head, shape), media_type="text/event-stream")
+        ended: dict[int, tuple[str, str | None]] = {}
+        async for position, text, finish in answers.follow(self.limits.seconds, request.is_disconnected):
+            ended[position] = text, finish
+        if len(ended) < answers.count:
+            return Response(status_code=499)  # for the metrics: whoever asked has gone
+        choices = [
+            {"index": position, **shape.choice(text), "finish_reason": finish, "logprobs": None}
+            for position, (text, finish) in sorted(ended.items())
+        ]
+        return JSONResponse({**head, "object": shape.whole, "choices": choices, "usage": self._account(answers)})
+
+    async def _events(self, answers: "Answers", head: dict[str, Any], shape: Shape) -> AsyncIterator[str]:
+        """Yield server-sent events: what each token added to its answer's text, at last the reason of ending."""
+        sent = [""] * answers.count
+        try:
+            async for position, text, finish in answers.follow(self.limits.seconds):
+                # the last character may be half of one; what follows a full text only grows
+                ready = text if finish else text.rstrip("�")
+                new = ready[len(sent[position]) :] if ready.startswith(sent[position]) else ""
+                if new or finish:
+                    sent[position] += new
+                    choice = {"index": position, **shape.delta(new), "finish_reason": finish, "logprobs": None}
+                    yield f"data: {json.dumps({**head, 'object': shape.streamed, 'choices': [choice]})}\n\n"
+            self._account(answers)
+        except Refused as error:  # the status has been sent already
+            yield f"data: {json.dumps({'error': {'message': error.message, 'code': error.code}})}\n\n"
+        yield "data: [DONE]\n\n"
+
+    def _account(self, answers: "Answers") -> dict[str, int]:
+        """Count the tokens of finished answers and return OpenAI's `usage`."""
+        prompt = sum(each.prompt_tokens for each in answers.requests)
+        completion = sum(len(each.tokens) for each in answers.requests)
+        self.tokens.labels("prompt").inc(prompt)
+        self.tokens.labels("completion").inc(completion)
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+class Answers:
+    """The answers to one HTTP request, filled from the engine's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+        self.loop, self.count = loop, count
+        self.requests: list[serving_batch.Request] = []
+        self.changes: asyncio.Queue[tuple[int, str, str | None]] = asyncio.Queue()
+
+    def deliver(self, position: int, request: serving_batch.Request) -> None:
+        """Pass on an answer's text so far; called from the engine's thread."""
+        change = position, request.text, request.finish
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self.changes.put_nowait, change)
+
+    async def follow(
+        self, seconds: float, gone: Callable[[], Awaitable[bool]] | None = None
+    ) -> AsyncIterator[tuple[int, str, str | None]]:
+        """Yield position, text and reason of ending after each delivery, until all have ended; cancels them when left.
+
+        Ends early when `gone`, asked every second, says that nobody waits. Raises `Refused` after `seconds` and for failures.
+        """
+        left, until = self.count, self.loop.time() + seconds
+        try:
+            while left:
+                try:
+                    async with asyncio.timeout_at(min(until, self.loop.time() + 1)):
+                        change = await self.changes.get()
+                except TimeoutError:
+                    if self.loop.time() >= until:
+                        message = f"the answer took longer than {seconds:g} s; ask for fewer tokens"
+                        raise Refused(408, message) from None
+                    if gone is not None and await gone():
+                        return
+                    continue
+                if change[2] == "error":
+                    raise Refused(500, f"the answer failed: {change[1]}")
+                left -= change[2] is not None
+                yield change
+        finally:
+            for each in self.requests:
+                each.cancelled = True
+
+
+def asked(generation: Generation, messages: Sequence[Message]) -> str:
+    """Return the document that a chat's messages are: all of them for a policy of conversations, else the user's last.
+
+    Raises `Refused` when there is none of the user, and for conversations that could not be told apart as a text.
+    """
+    spoken = [message.content for message in messages if message.role == "user"]
+    if not spoken:
+        raise Refused(400, "messages: there is none of the user; its last one is what the policy works on")
+    converses = generation.chat or "Assistant:" in generation.template
+    if not converses or len(messages) == 1:
+        return spoken[-1]
+    try:
+        document, answer = transcripts.from_messages([message.model_dump() for message in messages])
+    except ValueError as error:
+        raise Refused(400, f"messages: {error}") from None
+    if answer is not None:
+        raise Refused(400, "messages: the last one is the assistant's; end with what it is to answer")
+    return document

@@ -1,0 +1,192 @@
+"""Rows that are written together: requests with weightings of their own share every forward, and come and go between two tokens.
+
+A new request's prompt is read once and its keys and values join the others', padded on the left; a row that has ended leaves
+at once. Where rows of different length cannot be laid side by side (an encoder-decoder, a sliding window), those that came
+together stay a group of their own, and groups write in turns. Shapes: B rows, K objectives, M experts, H hidden.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.cache_utils import DynamicLayer
+
+from clp_lightning.policy.rollout import Prefix, draw
+from clp_lightning.policy.steerable import SteerablePolicy
+
+
+@dataclass(eq=False)
+class Request:
+    """One answer to be written, and how far it is; `deliver` is called from the writing thread.
+
+    `coefficients` [1, M] steer it, all 0 is the reference policy. `uniform` float64 [T] are the random numbers, T the most
+    tokens. `text` is there, and delivered, after every token if `streamed`, else at the end.
+    """
+
+    prompt: str
+    coefficients: Tensor
+    temperature: float
+    uniform: Tensor
+    stop: Sequence[str]
+    deliver: Callable[["Request"], None]
+    streamed: bool = True
+    tokens: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    text: str = ""
+    finish: str | None = None  # "stop", "length", "cancelled" or "error"
+    cancelled: bool = False
+
+
+def request(
+    policy: SteerablePolicy,
+    prompt: str,
+    weighting: np.ndarray | None,
+    deliver: Callable[[Request], None],
+    *,
+    alpha: float | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    max_tokens: int | None = None,
+    stop: Sequence[str] = (),
+    streamed: bool = True,
+) -> Request:
+    """Build a request that answers as `policy.generate` would with the same seed; raises `UsageError` as that does."""
+    coefficients = policy.coefficients(None if weighting is None else weighting[None], 1, alpha)
+    if coefficients is None:
+        entries = len(policy.objectives if policy.listed is None else policy.listed)
+        coefficients = torch.zeros(1, entries, device=policy.model.device)
+    tokens = min(max_tokens or policy.generation.max_new_tokens, policy.generation.max_new_tokens)
+    generator = torch.Generator(device=policy.model.device).manual_seed(seed)
+    uniform = policy.random_numbers(1, generator, tokens)[0]
+    return Request(prompt, coefficients, temperature, uniform, stop, deliver, streamed)
+
+
+class Group:
+    """Rows in one cache; `joinable` says that others can be laid beside them."""
+
+    def __init__(self, policy: SteerablePolicy, requests: Sequence[Request]) -> None:
+        self.policy, self.requests = policy, list(requests)
+        self.coefficients = torch.cat([each.coefficients for each in requests])  # [B, M]
+        # the reference's row is all zeros: a prompted policy writes nothing for it
+        prompts = policy.tokenize([each.prompt for each in requests], self.coefficients)
+        for each, mask in zip(requests, prompts.mask, strict=True):
+            each.prompt_tokens = int(mask.sum())
+        self.prefix = Prefix(policy.model, prompts, policy.steer(self.coefficients), samples=1)
+        self.hidden = self.prefix.last  # [B, 1, H], what each row's next token is drawn from
+        layers = getattr(self.prefix.cache, "layers", [])
+        self.joinable = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+    def join(self, other: "Group") -> None:
+        """Lay the rows of another group beside these; both must be joinable."""
+        old, new = self.prefix, other.prefix
+        width = max(old.mask.shape[1], new.mask.shape[1])
+        for mine, theirs in zip(old.cache.layers, new.cache.layers, strict=True):
+            mine.keys = torch.cat([_padded(mine.keys, width, 2), _padded(theirs.keys, width, 2)])
+            mine.values = torch.cat([_padded(mine.values, width, 2), _padded(theirs.values, width, 2)])
+        old.mask = torch.cat([_padded(old.mask, width, 1), _padded(new.mask, width, 1)])
+        old.position = torch.cat([old.position, new.position])
+        self.hidden = torch.cat([self.hidden, other.hidden])
+        self.requests += other.requests
+        self._steer(torch.cat([self.coefficients, other.coefficients]))
+
+    def step(self) -> None:
+        """Write one token of every row and let those that have ended leave."""
+        scores = functional.log_softmax(self.prefix.logits(self.hidden), dim=-1)
+        drawn = self._next_tokens(scores)
+        staying = []
+        for row, (each, token) in enumerate(zip(self.requests, drawn.tolist(), strict=True)):
+            self._write(each, token)
+            if each.finish is None:
+                staying.append(row)
+            if each.finish is not None or each.streamed:
+                each.deliver(each)
+        if len(staying) < len(self.requests):
+            self._keep(staying)
+        if staying:
+            ids = drawn[staying][:, None]
+            self.hidden = self.prefix.extend(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def _next_tokens(self, scores: Tensor) -> Tensor:
+        tokens = scores.argmax(-1)
+        warm = [row for row, each in enumerate(self.requests) if each.temperature > 0]
+        if warm:
+            temperatures = scores.new_tensor([self.requests[row].temperature for row in warm])[:, None]
+            numbers = [self.requests[row].uniform[len(self.requests[row].tokens)] for row in warm]
+            tokens[warm] = draw(scores[warm] / temperatures, torch.stack(numbers)[:, None])
+        return tokens
+
+    def _write(self, each: Request, token: int) -> None:
+        each.tokens.append(token)
+        if each.cancelled:
+            each.finish = "cancelled"
+        elif token == self.policy.tokenizer.eos_token_id:
+            each.finish = "stop"
+        elif len(each.tokens) == len(each.uniform):
+            each.finish = "length"
+        if each.streamed or each.stop or each.finish:
+            each.text = self.policy.decode(torch.tensor([each.tokens]))[0]
+            if found := [place for mark in each.stop if (place := each.text.find(mark)) >= 0]:
+                each.text, each.finish = each.text[: min(found)].rstrip(), "stop"
+
+    def _keep(self, rows: list[int]) -> None:
+        """Keep these rows only, without the columns that are padding in all of them."""
+        self.requests = [self.requests[row] for row in rows]
+        if not rows:
+            return
+        prefix, index = self.prefix, torch.tensor(rows, device=self.coefficients.device)
+        prefix.mask = prefix.mask[index]
+        prefix.cache.batch_select_indices(index)
+        if self.joinable:
+            start = int(prefix.mask.any(0).int().argmax())
+            prefix.mask = prefix.mask[:, start:]
+            for layer in prefix.cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, start:], layer.values[:, :, start:]
+        if self.policy.model.config.is_encoder_decoder:
+            prefix.states = prefix.states[index]
+        else:
+            prefix.position = prefix.position[index]
+        self._steer(self.coefficients[index])
+
+    def _steer(self, coefficients: Tensor) -> None:
+        self.coefficients, self.prefix.steer = coefficients, self.policy.steer(coefficients)
+        self.prefix.rows = torch.arange(len(coefficients), device=coefficients.device)
+
+
+class Batch:
+    """All rows that are being written: one group that newcomers join, or several side by side."""
+
+    def __init__(self, policy: SteerablePolicy) -> None:
+        self.policy = policy
+        self.groups: list[Group] = []
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests that are being written."""
+        return [each for group in self.groups for each in group.requests]
+
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Read the prompts of new requests and let them join."""
+        group = Group(self.policy, requests)
+        if self.groups and group.joinable:
+            self.groups[0].join(group)
+        else:
+            self.groups.append(group)
+
+    def step(self) -> None:
+        """Write one token of every row and let those that have ended leave."""
+        for group in self.groups:
+            group.step()
+        self.groups = [group for group in self.groups if group.requests]
+
+
+def _padded(values: Tensor, width: int, dim: int) -> Tensor:
+    """Pad a tensor on the left of `dim` to `width` with zeros (False)."""
+    missing = width - values.shape[dim]
+    if not missing:
+        return values
+    size = list(values.shape)
+    size[dim] = missing
+    return torch.cat([values.new_zeros(size), values], dim=dim)

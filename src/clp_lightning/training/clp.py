@@ -1,0 +1,191 @@
+"""CLP finetuning as a Lightning module; `ClpModule.training_step` is the algorithm.
+
+One trainer serves every method: CLP draws weightings from a Dirichlet distribution, rewarded soups draws one-hot ones.
+All randomness of a step derives from (seed, step), so a run that was interrupted equals one that was not.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clp_lightning import weightings as simplex
+from clp_lightning.config.methods import Dirichlet, Distribution, Fixed, Listed, Mixture, Vertices
+from clp_lightning.config.parameters import Training
+from clp_lightning.policy.steerable import SteerablePolicy
+from clp_lightning.training.baselines import Group, build_baseline
+from clp_lightning.training.losses import (
+    kl_penalty,
+    leave_one_out_advantages,
+    policy_gradient_loss,
+    regularized_return,
+    sequence_kl,
+)
+from clp_lightning.training.policy_module import PolicyModule
+
+RewardFunction = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # documents, responses -> normalized [B, K]
+ANNEALED_SHARE = 0.7  # of the steps, over which alpha falls from `alpha_start`
+
+
+def draw_weightings(
+    distribution: Distribution, rng: np.random.Generator, count: int, objectives: Sequence[str]
+) -> np.ndarray:
+    """Draw [count, K] weightings from a method's Q."""
+    match distribution:
+        case Dirichlet():
+            return simplex.dirichlet(rng, count, len(objectives), concentration=distribution.concentration)
+        case Mixture():
+            return simplex.mixture(
+                rng,
+                count,
+                len(objectives),
+                concentration=distribution.concentration,
+                corner_mass=distribution.corner_mass,
+            )
+        case Vertices():
+            return simplex.vertices(rng, count, len(objectives))
+        case Fixed():
+            return np.tile(simplex.to_array(distribution.weighting, objectives), (count, 1))
+        case Listed():
+            rows = simplex.to_rows(distribution.each, len(distribution.each), objectives)
+            return simplex.shares(rng, count, rows)
+
+
+class ClpModule(PolicyModule):
+    """CLP: one policy for every weighting (arXiv 2407.15762), by REINFORCE with a baseline.
+
+    `rewards(documents, responses)` returns normalized rewards [B, K]. The KL strength is `config.alpha`, or with
+    `config.alpha_high` drawn from between them per group; the policy is then conditioned on it.
+    """
+
+    def __init__(
+        self,
+        policy: SteerablePolicy,
+        config: Training,
+        distribution: Distribution,
+        documents: Sequence[str],
+        rewards: RewardFunction,
+        seed: int,
+    ) -> None:
+        super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
+        self.config, self.distribution, self.documents = config, distribution, documents
+        self.rewards, self.seed, self.generated_tokens = rewards, seed, 0
+        assert policy.experts is not None
+        hidden = policy.model.config.hidden_size
+        self.baseline = build_baseline(config.baseline, hidden=hidden, coefficients=policy.experts.count)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One on-policy gradient step; the lines follow the algorithm."""
+        started, samples = time.monotonic(), self.config.samples_per_prompt
+
+        # x ~ D, (w, alpha) ~ Q: one prompt, one weighting and one KL strength per group
+        documents, weightings, alphas, uniform = self._draw(batch_idx)
+        conditioned_on = alphas if self.policy.takes_alpha else None
+        coefficients: Any = self.policy.coefficients(weightings, len(documents), conditioned_on)
+        prompts = self.policy.tokenize(documents, coefficients)
+
+        # y ~ pi_w(. | x): several samples share the prompt's forward
+        responses = self.policy.rollout(prompts, coefficients, samples=samples, uniform=uniform)
+        ids, mask = responses.ids, responses.mask
+
+        # R(x, y)
+        rewards = self.rewards(np.repeat(documents, samples).tolist(), self.policy.decode(ids))
+        w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (weightings, alphas))
+
+        # log pi_w and log pi_ref; a row without coefficients is the reference
+        log_probs = self.policy.score(prompts, ids, mask, coefficients, samples=samples)
+        with torch.no_grad():
+            plain = self.policy.tokenize(documents) if self.policy.prompted else prompts
+            ref_log_probs, states = self.policy.score_and_states(plain, ids, mask, None, samples=samples)
+
+        # (1 - alpha) w . R - alpha KL, against the baseline
+        kl = sequence_kl(log_probs.detach(), ref_log_probs, mask)
+        group = Group(coefficients, states)
+        advantages, baseline_loss = self._advantages(torch.as_tensor(rewards).to(w), kl, w, alpha, group)
+        scale = self._scale(advantages)
+        loss = policy_gradient_loss(log_probs, (advantages / scale).float(), mask) + baseline_loss
+        if self.config.kl == "loss":
+            loss = loss + kl_penalty(log_probs, ref_log_probs, mask, alpha / scale)
+
+        self.generated_tokens += int(self.trainer.strategy.reduce(mask.sum().float(), reduce_op="sum"))
+        named = {f"reward_{name}": float(rewards[:, k].mean()) for k, name in enumerate(self.policy.objectives)}
+        self.record(
+            loss=loss.item(),
+            scalarized_reward=float((np.repeat(weightings, samples, axis=0) * rewards).sum(-1).mean()),
+            kl=float(kl.mean()),
+            length=float(mask.sum(-1).float().mean()),
+            **named,
+            seconds=time.monotonic() - started,
+        )
+        return loss
+
+    def alpha_now(self) -> float:
+        """Return this step's KL strength: constant, or annealed from `alpha_start`.
+
+        At a high alpha the optimum is near the reference; following it down keeps every good answer in sight, where a low
+        alpha from the start settles on the first one that is found (deterministic annealing, Rose 1998).
+        """
+        config = self.config
+        if config.alpha_start is None:
+            return config.alpha
+        done = min(1.0, self.global_step / (ANNEALED_SHARE * config.steps))
+        return config.alpha_start * (config.alpha / config.alpha_start) ** done
+
+    def _draw(self, batch_idx: int) -> tuple[list[str], np.ndarray, np.ndarray, Tensor]:
+        """Return this step's documents [G], weightings [G, K], alphas [G] and random numbers [B, T].
+
+        All of it follows from (seed, step, micro-batch). Several processes draw the whole batch and each takes its part,
+        so that they compute what one process with a batch of that size would.
+        """
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        own, config = self.config.prompts_per_step, self.config
+        rng = np.random.default_rng([self.seed, self.global_step, batch_idx % config.accumulate])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        chosen = rng.choice(len(self.documents), own * world, replace=len(self.documents) < own * world)
+        weightings = draw_weightings(self.distribution, rng, own * world, self.policy.objectives)
+        lowest = self.alpha_now()
+        high = lowest if config.alpha_high is None else config.alpha_high
+        alphas = rng.uniform(lowest, high, own * world)
+        rows = own * world * config.samples_per_prompt
+        uniform = torch.rand(rows, self.policy.generation.max_new_tokens, generator=generator, dtype=torch.float64)
+        part = slice(rank * own, (rank + 1) * own)
+        part_rows = slice(part.start * config.samples_per_prompt, part.stop * config.samples_per_prompt)
+        documents = [self.documents[row] for row in chosen[part]]
+        return documents, weightings[part], alphas[part], uniform[part_rows].to(self.device)
+
+    def _advantages(
+        self, rewards: Tensor, kl: Tensor, weightings: Tensor, alphas: Tensor, group: Group
+    ) -> tuple[Tensor, Tensor]:
+        """Return advantages [B] of the regularized return and the baseline's own loss; rewards are [B, K], alphas [B]."""
+        penalty = kl if self.config.kl == "reward" else torch.zeros_like(kl)
+        if self.config.advantages == "objective":  # each objective's advantages at the same scale, then weighted
+            samples = len(rewards) // len(group.states)
+            each = torch.stack([leave_one_out_advantages(column, samples) for column in rewards.T], dim=1)
+            scalarized = (weightings * each / self._scale(each)).sum(-1)
+            advantages = regularized_return(scalarized, leave_one_out_advantages(penalty, samples), alphas)
+            return advantages, kl.new_zeros(())
+        returns = regularized_return((weightings * rewards).sum(-1), penalty, alphas)
+        return self.baseline(returns, group)
+
+    def _scale(self, advantages: Tensor) -> Tensor:
+        """Root mean square over the rows of all processes; 1 if advantages are not normalized, or 0 but for rounding."""
+        if self.config.advantages == "none":
+            return advantages.new_ones(())
+        square = advantages.square().mean(0)
+        root = self.trainer.strategy.reduce(square, reduce_op="mean").sqrt()
+        return torch.where(
+            root < 1e-6, torch.ones_like(root), root
+        )  # rounding errors blown up would be steps at random
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Costs are counted over all sessions of a run."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["generated_tokens"] = self.generated_tokens
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the counts."""
+        super().on_load_checkpoint(checkpoint)
+        self.generated_tokens = checkpoint["generated_tokens"]

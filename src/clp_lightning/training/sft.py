@@ -1,0 +1,34 @@
+"""Supervised finetuning as a Lightning module; what it gives is the reference policy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clp_lightning.config.parameters import Sft
+from clp_lightning.policy.steerable import SteerablePolicy
+from clp_lightning.training.policy_module import PolicyModule
+
+
+class SftModule(PolicyModule):
+    """Maximizes the likelihood of the reference summaries with one expert whose coefficient is always 1."""
+
+    def __init__(
+        self, policy: SteerablePolicy, config: Sft, documents: Sequence[str], summaries: Sequence[str], seed: int
+    ):
+        super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps)
+        self.documents, self.summaries, self.seed, self.batch_size = documents, summaries, seed, config.batch_size
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Mean negative log-likelihood per token, in nats."""
+        rows = np.random.default_rng([self.seed, self.global_step]).choice(len(self.documents), self.batch_size)
+        prompts = self.policy.tokenize([self.documents[row] for row in rows])
+        ids, mask = self.policy.tokenize_responses(
+            [self.summaries[row] for row in rows], self.policy.generation.max_new_tokens
+        )
+        log_probs = self.policy.score(prompts, ids, mask, torch.ones(len(rows), 1, device=ids.device))
+        loss = -log_probs.sum() / mask.sum()
+        self.record(loss=loss.item())
+        return loss

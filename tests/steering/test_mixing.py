@@ -1,0 +1,84 @@
+"""Mixtures of policies at each token: at their ends one policy, in between the product that they are defined as."""
+
+import pytest
+import torch
+from tiny_models import DOCUMENTS, OBJECTIVES, make_policy, write_model
+
+from clp_lightning.errors import UsageError
+from clp_lightning.steering import mixing
+
+RESPONSES = ["makes one", "is gone", "a b c d"]
+
+
+@pytest.fixture(scope="module", params=["llama", "t5"])
+def folder(request, tmp_path_factory):
+    return write_model(request.param, tmp_path_factory.mktemp(request.param) / "reference")
+
+
+def texts(policy, weighting, **options):
+    return policy.generate(DOCUMENTS, weighting, seed=4, **options)
+
+
+def test_logit_mixing_at_a_vertex_is_that_expert(folder):
+    plain, mixed = make_policy(folder), make_policy(folder, mixture=mixing.experts)
+    for name in OBJECTIVES:
+        assert texts(mixed, {name: 1.0}) == texts(plain, {name: 1.0})
+        torch.testing.assert_close(
+            mixed.log_probs(DOCUMENTS, RESPONSES, {name: 1.0})[0], plain.log_probs(DOCUMENTS, RESPONSES, {name: 1.0})[0]
+        )
+
+
+def test_logit_mixing_in_between_is_the_normalized_product(folder):
+    """The definition, written down for one prompt and one next token at a time."""
+    plain, mixed = make_policy(folder), make_policy(folder, mixture=mixing.experts)
+    ids, mask = plain.tokenize_responses(RESPONSES)
+    shares = {name: share for name, share in zip(OBJECTIVES, (0.3, 0.7), strict=True)}
+    with torch.no_grad():
+        found = mixed.score(plain.tokenize(DOCUMENTS), ids, mask, mixed.coefficients(shares, 3))
+    vocabulary = plain.model.get_output_embeddings().weight.shape[0]
+    candidates = torch.arange(vocabulary)
+    for row, document in enumerate(DOCUMENTS):
+        for t in range(int(mask[row].sum())):
+            # every candidate for token t after the true prefix, scored by each expert alone
+            longer = torch.cat([ids[row, :t].expand(vocabulary, -1), candidates[:, None]], dim=1)
+            product = torch.zeros(vocabulary)
+            for name, share in shares.items():
+                with torch.no_grad():
+                    each = plain.score(
+                        plain.tokenize([document]), longer, torch.ones_like(longer, dtype=torch.bool),
+                        plain.coefficients({name: 1.0}, 1), samples=vocabulary,
+                    )  # fmt: skip
+                product += share * each[:, -1]
+            expected = product.log_softmax(0)[ids[row, t]]
+            torch.testing.assert_close(found[row, t], expected, atol=1e-4, rtol=0)
+
+
+def test_mixing_with_the_reference_at_the_ends(folder):
+    plain, weighting = make_policy(folder), {OBJECTIVES[0]: 0.4, OBJECTIVES[1]: 0.6}
+    assert texts(make_policy(folder, mixture=mixing.reference(0.0)), weighting) == texts(plain, weighting)
+    assert texts(make_policy(folder, mixture=mixing.reference(1.0)), weighting) == texts(plain, None)
+
+
+def test_several_samples_and_their_log_probabilities_belong_together(folder):
+    mixed = make_policy(folder, mixture=mixing.experts)
+    coefficients = mixed.coefficients([{OBJECTIVES[0]: s, OBJECTIVES[1]: 1 - s} for s in (0.2, 0.5, 0.9)], 3)
+    prompts = mixed.tokenize(DOCUMENTS, coefficients)
+    drawn = mixed.rollout(prompts, coefficients, samples=4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scored = mixed.score(prompts, drawn.ids, drawn.mask, coefficients, samples=4)
+    torch.testing.assert_close(drawn.log_probs, scored, atol=1e-4, rtol=0)
+
+
+def test_a_share_of_nothing_leaves_a_policy_out_even_where_it_forbids_a_token():
+    from clp_lightning.policy.rollout import _mixed
+
+    logits = torch.tensor(
+        [[0.0, 1.0], [-torch.inf, 0.0]]
+    )  # two policies of one row; the second forbids the first token
+    mixed = _mixed(logits, torch.tensor([[1.0], [0.0]]), samples=1)
+    torch.testing.assert_close(mixed, logits[:1].log_softmax(-1))
+
+
+def test_strengths_outside_of_the_unit_interval_are_one_line():
+    with pytest.raises(UsageError, match=r"strength: 1\.5 must be in"):
+        mixing.reference(1.5)

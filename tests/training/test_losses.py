@@ -1,0 +1,49 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clp_lightning.training import losses
+
+
+def test_leave_one_out_golden():
+    # group (1, 2, 6): 1 - (2+6)/2 = -3;  2 - (1+6)/2 = -1.5;  6 - (1+2)/2 = 4.5;  group (0, 0, 3): -1.5, -1.5, 3
+    advantages = losses.leave_one_out_advantages(torch.tensor([1.0, 2, 6, 0, 0, 3]), 3)
+    assert advantages.tolist() == [-3, -1.5, 4.5, -1.5, -1.5, 3]
+
+
+@given(st.lists(st.floats(-100, 100), min_size=4, max_size=4), st.floats(-10, 10))
+def test_leave_one_out_ignores_a_constant_and_sums_to_zero(returns, constant):
+    values = torch.tensor(returns, dtype=torch.float64)
+    advantages = losses.leave_one_out_advantages(values, 2)
+    torch.testing.assert_close(advantages, losses.leave_one_out_advantages(values + constant, 2))
+    torch.testing.assert_close(advantages.view(-1, 2).sum(-1), torch.zeros(2, dtype=torch.float64))
+
+
+def test_sequence_kl_counts_masked_tokens_only():
+    log_probs, reference = torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[-1.5, -1.0, 0.0]])
+    mask = torch.tensor([[True, True, False]])
+    assert losses.sequence_kl(log_probs, reference, mask).tolist() == [-0.5]  # 0.5 + (-1)
+
+
+def test_regularized_return_golden():
+    # (1 - 0.25) * 4 - 0.25 * 2 = 2.5
+    assert losses.regularized_return(torch.tensor([4.0]), torch.tensor([2.0]), 0.25).tolist() == [2.5]
+
+
+def test_kl_penalty_golden_and_gradient():
+    # rows of log-ratios (1, 3 masked) and (2, -1): k2 = 0.5 and 2 + 0.5; weighted (0.1 * 0.5 + 0.2 * 2.5) / 2 = 0.275
+    log_probs = torch.tensor([[1.0, 3.0], [2.0, -1.0]], requires_grad=True)
+    mask, alpha = torch.tensor([[True, False], [True, True]]), torch.tensor([0.1, 0.2])
+    value = losses.kl_penalty(log_probs, torch.zeros(2, 2), mask, alpha)
+    assert value.item() == pytest.approx(0.275)
+    value.backward()  # alpha_b * log-ratio / B
+    torch.testing.assert_close(log_probs.grad, torch.tensor([[0.05, 0.0], [0.2, -0.1]]))
+
+
+def test_policy_gradient_loss_has_the_policy_gradient():
+    # loss = -mean_b(A_b sum_t m_bt lp_bt), so d loss / d lp_bt = -A_b m_bt / B
+    log_probs = torch.zeros(2, 2, requires_grad=True)
+    mask = torch.tensor([[True, True], [True, False]])
+    losses.policy_gradient_loss(log_probs, torch.tensor([2.0, -1.0]), mask).backward()
+    assert log_probs.grad.tolist() == [[-1, -1], [0.5, 0]]
