@@ -5,5 +5,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from clp_lightning.config.recipes import compose
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
 DEFAULT: dict[str, Any] = YAML(typ="safe", pure=True).load(REPOSITORY / "params.yaml")
+
+
+def recipe_values(name: str) -> dict[str, Any]:
+    """Return a recipe's parameters, composed."""
+    return YAML(typ="safe", pure=True).load(compose(name, REPOSITORY)[1])

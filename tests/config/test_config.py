@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from locations import DEFAULT, REPOSITORY
+from locations import DEFAULT, recipe_values
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from clp_lightning.config.parameters import Config, RandomModel, load_config
+from clp_lightning.config.recipes import compose, recipes
 from clp_lightning.errors import UsageError
 
 REMOVE = object()
@@ -50,7 +51,7 @@ def problem(tmp_path: Path, content: dict[str, Any] | str | bytes) -> str:
 
 
 def test_the_arena_is_the_default_run_with_more_methods():
-    arena = YAML(typ="safe", pure=True).load(REPOSITORY / "recipes" / "arena.yaml")
+    arena = recipe_values("arena")
     table = {"methods", "derived"}
     arena["evaluation"]["off_grid"] = DEFAULT["evaluation"]["off_grid"]  # it looks between the grid's points too
     assert {key: value for key, value in arena.items() if key not in table} == {
@@ -71,9 +72,9 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("path", [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "recipes").glob("*.yaml"))])
-def test_the_projects_own_parameter_files_are_valid(path):
-    assert load_config(path).objectives == OBJECTIVES[path.stem]
+def test_the_default_and_every_recipe_are_valid(repository):
+    assert load_config(repository / "params.yaml").objectives == OBJECTIVES.pop("params")
+    assert {name: compose(name, repository)[0].objectives for name in recipes(repository)} == OBJECTIVES
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_the_projects_own_parameter_files_are_valid(path):
     ],
 )
 def test_recipes_on_the_default_data_differ_from_it_where_they_say(recipe, path, value):
-    own = YAML(typ="safe", pure=True).load(REPOSITORY / "recipes" / f"{recipe}.yaml")
+    own = recipe_values(recipe)
     changes = [key for key in own if own[key] != DEFAULT[key]]
     assert path.split(".")[0] in changes
     assert set(changes) <= {"three": {"rewards", "evaluation"}, "gemma3-270m": {"base"},
@@ -98,7 +99,7 @@ def test_recipes_on_the_default_data_differ_from_it_where_they_say(recipe, path,
 
 
 def test_smoke_recipe_is_a_random_model(repository):
-    assert isinstance(load_config(repository / "recipes" / "smoke.yaml").base, RandomModel)
+    assert isinstance(compose("smoke", repository)[0].base, RandomModel)
 
 
 def test_every_value_of_the_default_is_in_the_configuration_and_nothing_else(repository):
@@ -241,3 +242,8 @@ def test_any_value_of_any_key_is_kept_as_it_is_or_named(key, value):
         assert first["loc"][0] == key[0] if first["loc"] else re.search(r"(data:|training\.\w+:)", first["msg"])
     else:
         assert config.model_dump()[key[0]][key[1]] == value
+
+
+def test_a_file_of_version_0_1_is_told_what_its_key_is_called_now(tmp_path):
+    values = {"corpus" if key == "data" else key: value for key, value in DEFAULT.items()}
+    assert problem(tmp_path, values).startswith("corpus: a key of version 0.1; it is now data")

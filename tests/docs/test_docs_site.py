@@ -15,11 +15,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import typer
-from locations import REPOSITORY
+from locations import DEFAULT, REPOSITORY, recipe_values
 from pydantic import BaseModel, Field
 from ruamel.yaml import YAML
 
 from clp_lightning.cli.app import app
+from clp_lightning.config.recipes import recipes
 from docs_site import commands, hooks, parameters
 
 LOADED = {
@@ -86,15 +87,15 @@ def leaves(values: Any, path: str = "") -> Iterator[str]:
             yield from leaves(below, f"{inner}.{key}".removeprefix("."))
 
 
-FILES = [REPOSITORY / "params.yaml", *sorted((REPOSITORY / "recipes").glob("*.yaml"))]
+FILES = {"params": DEFAULT} | {name: recipe_values(name) for name in recipes(REPOSITORY)}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", FILES)
 def test_every_key_of_a_parameter_file_is_on_the_page(pages, built, file):
     page = pages[built / "reference" / "parameters.html"]
     # NAME is any name, and a value that is a mapping has keys of its own
     known = re.compile("|".join(rf"{re.escape(key).replace('NAME', '[a-z0-9_+-]+')}(\.[^.]+)?" for key in page.keys))
-    found = list(leaves(YAML(typ="safe", pure=True).load(file)))
+    found = list(leaves(FILES[file]))
     assert len(found) > 50
     missing = [path for path in found if not known.fullmatch(path)]
     assert [path for path in missing if not {path, f"{path}.NAME"} & page.ids] == []  # a section that is null or empty

@@ -9,10 +9,11 @@ from locations import REPOSITORY
 from ruamel.yaml import YAML
 
 from clp_lightning.config.data import HashSplits, Preferences, RewardModel, Splits, Table
+from clp_lightning.config.recipes import recipes
 from clp_lightning.data.tables import FILES
 
 DATA, RECIPES = ((REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("data", "recipes"))
-NAMES = sorted(path.stem for path in (REPOSITORY / "recipes").glob("*.yaml"))
+NAMES = recipes(REPOSITORY)
 
 
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", DATA + RECIPES, re.DOTALL))

@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from locations import recipe_values
 from ruamel.yaml import YAML
 from tiny_data import THINGS, answer, write_encoder, write_hh, write_tldr, write_xsum
 from tiny_models import write_model
 from transformers import AutoTokenizer
 
 from clp_lightning.config.parameters import Config, load_config
+from clp_lightning.config.recipes import compose
 from clp_lightning.errors import ClpError
 from clp_lightning.evaluation import methods
 from clp_lightning.pipeline import stages
@@ -36,7 +38,7 @@ NLI = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
 
 def changed(repository: Path, recipe: str, changes: dict[str, Any]) -> dict[str, Any]:
     """A recipe's values with the keys at the paths in `changes` replaced; a path that is not there is an error."""
-    values = YAML(typ="safe", pure=True).load(repository / "recipes" / f"{recipe}.yaml")
+    values = recipe_values(recipe)
     for path, value in changes.items():
         *sections, key = path.split(".")
         section = values
@@ -231,13 +233,13 @@ def test_xsum_on_t5_with_a_classifier_of_the_hub(repository, encoder, tmp_path):
 def test_without_the_hub_a_stage_is_one_line(recipe, stage, reward, name, repository, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ClpError, match=name) as raised:
-        stages.run(stage, load_config(repository / "recipes" / f"{recipe}.yaml"), reward=reward)
+        stages.run(stage, compose(recipe, repository)[0], reward=reward)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("recipe", ["assistant", "xsum-t5", "three", "kl", "gemma3-270m"])
 def test_the_pipeline_of_a_recipe_names_its_learned_rewards_and_methods(recipe, repository, tmp_path):
-    config = load_config(repository / "recipes" / f"{recipe}.yaml")
+    config = compose(recipe, repository)[0]
     write_pipeline(repository / "dvc.yaml", tmp_path / "dvc.yaml", config)
     pipeline = YAML(typ="safe", pure=True).load(tmp_path / "dvc.yaml")["stages"]
     results = {dep for dep in pipeline["publish"]["deps"] if dep.startswith("results/")}
@@ -248,7 +250,7 @@ def test_the_pipeline_of_a_recipe_names_its_learned_rewards_and_methods(recipe, 
 
 @pytest.mark.parametrize("recipe", ["three", "kl", "gemma3-270m", "assistant", "xsum-t5"])
 def test_the_head_of_a_recipe_says_how_to_run_it_and_what_it_costs(recipe, repository):
-    lines = (repository / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = (repository / "conf" / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
     head = "\n".join(lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))])
     assert f"make repro RECIPE={recipe}" in head.replace("\n# ", " ")
     assert "Hardware: " in head and "memory" in head.lower()

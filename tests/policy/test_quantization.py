@@ -12,6 +12,7 @@ from tiny_models import DOCUMENTS, GENERATION, OBJECTIVES, all_log_probs, write_
 from transformers import AutoModelForCausalLM
 
 from clp_lightning.config.parameters import load_config
+from clp_lightning.config.recipes import compose
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.pipeline import stages
 from clp_lightning.policy.loading import load_base
@@ -208,7 +209,7 @@ def test_bitsandbytes_that_is_missing_is_named(base, monkeypatch):
 
 
 def test_other_values_are_refused(repository, tmp_path):
-    text = (repository / "recipes" / "smoke.yaml").read_text()
+    _, text = compose("smoke", repository)
     (tmp_path / "params.yaml").write_text(text.replace("  quantization: null\n", "  quantization: int4\n"))
     with pytest.raises(UsageError, match=r"compute.quantization.*'int8'.*'nf4'"):
         load_config(tmp_path / "params.yaml")

@@ -137,7 +137,7 @@ def stages(workspace: Path, ending: str) -> list[psutil.Process]:
 
 def test_unknown_recipe_is_one_line(repository):
     failed = make(repository, "repro", "RECIPE=nosuch")
-    assert "error: recipe 'nosuch': no such file recipes/nosuch.yaml; recipes here: arena, assistant, " in failed.stderr
+    assert "error: recipe 'nosuch': no such file conf/nosuch.yaml; recipes here: arena, assistant, " in failed.stderr
     assert not (repository / "build" / "nosuch").exists()
 
 

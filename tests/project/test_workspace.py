@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from locations import recipe_values
 from ruamel.yaml import YAML
 
 from clp_lightning.errors import UsageError
@@ -15,7 +16,7 @@ from clp_lightning.project.workspace import prepare
 def project(tmp_path, repository):
     """A copy of what a workspace is made from, so that a test can change it."""
     root = tmp_path / "project"
-    for name in ("recipes", "src/clp_lightning", ".dvc/config", "dvc.yaml"):
+    for name in ("conf", "params.yaml", "src/clp_lightning", ".dvc/config", "dvc.yaml"):
         target = root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (repository / name).is_dir() else shutil.copy2)(repository / name, target)
@@ -24,9 +25,9 @@ def project(tmp_path, repository):
 
 def test_workspace_has_the_recipe_the_pipeline_and_the_code(project, tmp_path):
     folder = prepare("smoke", tmp_path / "w", root=project)
-    assert (folder / "params.yaml").read_bytes() == (project / "recipes" / "smoke.yaml").read_bytes()
+    assert YAML(typ="safe").load(folder / "params.yaml") == recipe_values("smoke")
     assert (folder / "dvc.yaml").read_bytes() == (project / "dvc.yaml").read_bytes()
-    assert (folder / "src" / "clp_lightning" / "config.py").is_file()
+    assert (folder / "src" / "clp_lightning" / "config" / "parameters.py").is_file()
     assert not list(folder.rglob("__pycache__"))
 
 
@@ -44,11 +45,10 @@ def test_preparing_again_keeps_results_and_follows_the_code(project, tmp_path):
 
 
 def test_last_stage_reads_the_methods_of_the_recipe(project, tmp_path):
-    yaml = YAML()
-    values = yaml.load(project / "recipes" / "smoke.yaml")
-    values["methods"] = {"clp-attention": values["methods"]["clp-full"]}
-    values["promotion"]["method"] = "clp-attention"
-    yaml.dump(values, project / "recipes" / "other.yaml")
+    (project / "conf" / "other.yaml").write_text(
+        "replace: [methods]\npromotion: {method: clp-attention}\nmethods:\n  clp-attention: {conditioning: attention,"
+        " shared: true, prompted: false, weightings: {kind: vertices}}\n"
+    )
     folder = prepare("other", tmp_path / "w", root=project)
     deps = YAML(typ="safe").load(folder / "dvc.yaml")["stages"]["publish"]["deps"]
     assert [dep for dep in deps if dep.startswith("results/")] == ["results/reference", "results/clp-attention"]
@@ -64,8 +64,8 @@ def test_unknown_recipe_names_those_that_exist(project, tmp_path):
 
 
 def test_recipe_is_checked_before_anything_is_written(project, tmp_path):
-    (project / "recipes" / "bad.yaml").write_text("seed: -1\n")
-    with pytest.raises(UsageError, match="seed"):
+    (project / "conf" / "bad.yaml").write_text("seed: -1\n")
+    with pytest.raises(UsageError, match=r"conf/bad.yaml: seed: .*-1"):
         prepare("bad", tmp_path / "w", root=project)
     assert not (tmp_path / "w").exists()
 

@@ -5,7 +5,7 @@ left out.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -204,7 +204,11 @@ def load_config(path: Path | str = "params.yaml") -> Config:
     Raises `UsageError` with the key's path, the value found and what is expected; the first problem only, with a
     count of the others.
     """
-    path = Path(path)
+    return check_values(read_values(Path(path)), Path(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read a YAML file of keys and values; raises `UsageError` with the file and the line."""
     try:
         values = YAML(typ="safe", pure=True).load(path)
     except OSError as error:
@@ -213,6 +217,11 @@ def load_config(path: Path | str = "params.yaml") -> Config:
         raise UsageError(f"{path}: not valid YAML: {yaml_problem(error)}; correct it there") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected keys and values; start from the repository's params.yaml")
+    return values
+
+
+def check_values(values: dict[str, Any], path: Path) -> Config:
+    """Return the configuration that `values` state; raises `UsageError` with the file that they come from and the key."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -5,6 +5,14 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml.error import YAMLError
 
+# Keys of version 0.1's first parameter files, and what to write instead.
+MOVED = {
+    "corpus": "data (with kind: api_descriptions)",
+    "pairs": "reward_models.NAME.pairs (with kind: corruptions)",
+    "reward_model": "reward_models.NAME",
+    "base.package": "base.model: package:PACKAGE/FILE (with kind: pretrained)",
+    "base.file": "base.model: package:PACKAGE/FILE (with kind: pretrained)",
+}
 NAME = r"^[a-z][a-z0-9_+-]*$"  # the pattern of objectives and methods, which has an explanation of its own
 
 
@@ -21,6 +29,8 @@ def first_problem(error: ValidationError, values: dict[str, Any]) -> str:
     first, more = problems[0], f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     where = _path(first["loc"], values)
     what = _explain(first["type"], first["msg"], first["input"], first.get("ctx", {}))
+    if first["type"] == "extra_forbidden" and where in MOVED:
+        what = f"a key of version 0.1; it is now {MOVED[where]}"
     return f"{where}: {what}{more}" if where else f"{what}{more}"
 
 

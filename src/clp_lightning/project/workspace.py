@@ -1,4 +1,4 @@
-"""A workspace: a folder in which another parameter file runs through the same pipeline.
+"""A workspace: a folder in which a recipe runs through the same pipeline.
 
 `python -m clp_lightning.project.workspace smoke build/smoke` prepares one; `dvc repro` in it runs it. Workspaces share code but
 neither data, models, nor DVC cache, so that a trial run never disturbs the default one.
@@ -8,31 +8,27 @@ import shutil
 import sys
 from pathlib import Path
 
-from clp_lightning.config.parameters import load_config
+from clp_lightning.config.recipes import compose
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.files import atomic
 from clp_lightning.project.dvc_yaml import write_pipeline, write_text
 
 
 def prepare(recipe: str, folder: Path | str, *, root: Path | str = ".") -> Path:
-    """Make `folder` a DVC project that runs `recipes/RECIPE.yaml` with the pipeline of the project at `root`.
+    """Make `folder` a DVC project that runs a recipe (`conf/RECIPE.yaml`) with the pipeline of the project at `root`.
 
     Files that are already there and up to date stay as they are, and so do results: preparing twice reruns nothing.
     """
     root, folder = Path(root), Path(folder)
-    source = root / "recipes" / f"{recipe}.yaml"
-    if not source.is_file():
-        known = ", ".join(sorted(path.stem for path in (root / "recipes").glob("*.yaml"))) or "none"
-        raise UsageError(f"recipe {recipe!r}: no such file {source}; recipes here: {known}")
     if folder.exists() and not (folder / ".dvc" / "config").is_file() and any(folder.iterdir()):
         raise UsageError(f"{folder}: not empty and not a workspace; name another folder")
     if folder.resolve() == root.resolve():
         raise UsageError(f"{folder}: this is the project itself; name another folder")
-    config = load_config(source)
+    config, parameters = compose(recipe, root)
     settings = (root / ".dvc" / "config").read_text(encoding="utf-8")
     # no_scm: a workspace lies in a folder that git ignores, or outside of any repository
     write_text(folder / ".dvc" / "config", settings.replace("[core]\n", "[core]\n    no_scm = true\n", 1))
-    write_text(folder / "params.yaml", source.read_text(encoding="utf-8"))
+    write_text(folder / "params.yaml", parameters)
     write_pipeline(root / "dvc.yaml", folder / "dvc.yaml", config)
     with atomic(folder / "src") as beside:  # DVC hashes the code; what runs is the installed package
         shutil.copytree(root / "src", beside, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
