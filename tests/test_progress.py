@@ -1,6 +1,7 @@
 """Progress lines where output is a log: what a person reads in CI and in Prefect."""
 
 from clp_lightning import progress
+from clp_lightning.training.progress import ProgressLines, progress_bar
 
 
 def test_track_prints_the_time_left_and_the_end(capsys, monkeypatch):
@@ -21,4 +22,4 @@ def test_duration():
 
 
 def test_a_log_gets_lines_and_no_bar():
-    assert isinstance(progress.progress_bar(), progress.ProgressLines)
+    assert isinstance(progress_bar(), ProgressLines)

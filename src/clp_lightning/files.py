@@ -1,6 +1,7 @@
 """Atomic files and folders: written beside the final name, then swapped in with `os.replace`."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -120,3 +121,11 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_curve(rows: list[dict[str, float]], path: Path) -> None:
+    """Write a training curve as CSV: `step`, then every recorded value."""
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from clp_lightning.pipeline import records as stage_files
-from clp_lightning.pipeline import stages
+from clp_lightning import paths
+from clp_lightning.pipeline import reference
 from flows import artifacts, dvc_state
 from flows.check import wrong
 
@@ -42,9 +42,9 @@ def test_a_curve_becomes_a_picture_also_with_gaps(tmp_path):
 
 def test_a_stage_that_trains_nothing_has_an_empty_curve(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    stage_files.BASE.mkdir(parents=True)
-    stages.sft(SimpleNamespace(sft=None))
-    curve = stage_files.REPORTS / "curves" / "sft.csv"
+    paths.BASE.mkdir(parents=True)
+    reference.sft(SimpleNamespace(sft=None))
+    curve = paths.REPORTS / "curves" / "sft.csv"
     assert curve.read_text() == "step,loss\n"  # DVC wants the file and draws nothing
     assert artifacts._plot(curve).startswith(b"\x89PNG")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from clp_lightning.files import atomic, read_json, write_json
+from clp_lightning.files import atomic, read_json, write_curve, write_json
 from clp_lightning.paths import REPORTS
 
 
@@ -26,8 +26,6 @@ def curve(stage: str, rows: list[dict[str, float]]) -> None:
         if not rows:
             beside.write_text("step,loss\n")
             return
-        from clp_lightning.training.trainer import write_curve
-
         write_curve(rows, beside)
 
 

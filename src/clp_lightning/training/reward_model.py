@@ -20,9 +20,9 @@ from clp_lightning.config.sources import resolve
 from clp_lightning.data.pairs import UNSEEN_KINDS
 from clp_lightning.data.splits import read_split
 from clp_lightning.errors import ClpError, one_line
-from clp_lightning.files import atomic
+from clp_lightning.files import atomic, write_curve
 from clp_lightning.rewards.models import Learned, fitting, set_padding
-from clp_lightning.training.trainer import StepModule, fit, write_curve
+from clp_lightning.training.trainer import StepModule, fit
 
 WARMUP_SHARE = 0.1
 HEADS = ("classifier", "pre_classifier", "score")  # what transformers calls the layers that are fresh

@@ -1,6 +1,5 @@
 """What every training of the pipeline shares: numbered steps, a curve and checkpoints that survive a kill, progress."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from clp_lightning.progress import progress_bar, quiet
 from clp_lightning.training.checkpoints import SafeCheckpointIO, last_checkpoint
+from clp_lightning.training.progress import progress_bar, quiet
 
 
 class StepModule(LightningModule):
@@ -97,11 +96,3 @@ def _strategy(devices: int) -> Any:
     if devices == 1:
         return "auto"
     return DDPStrategy(process_group_backend="nccl" if torch.cuda.is_available() else "gloo")
-
-
-def write_curve(rows: list[dict[str, float]], path: Path) -> None:
-    """Write a training curve as CSV: `step`, then every recorded value."""
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""The stages of one method: `train` it, and `evaluate` it on unseen prompts; heavy libraries are imported when they run."""
+"""The stage `train`: one method of the table."""
 
 from pathlib import Path
 
@@ -7,18 +7,18 @@ from clp_lightning.config.methods import Method
 from clp_lightning.config.parameters import Config
 from clp_lightning.data.splits import read_split, references
 from clp_lightning.errors import UsageError
+from clp_lightning.files import write_curve
 from clp_lightning.pipeline import records
+from clp_lightning.policy.loading import load_base, placement
+from clp_lightning.policy.steerable import SteerablePolicy
+from clp_lightning.rewards.reward_set import RewardSet
+from clp_lightning.steering.experts import Experts
+from clp_lightning.training.clp import ClpModule
+from clp_lightning.training.trainer import fit
 
 
 def train(config: Config, method: str) -> None:
     """Train one method of the table."""
-    from clp_lightning.policy.loading import load_base, placement
-    from clp_lightning.policy.steerable import SteerablePolicy
-    from clp_lightning.rewards.reward_set import RewardSet
-    from clp_lightning.steering.experts import Experts
-    from clp_lightning.training.clp import ClpModule
-    from clp_lightning.training.trainer import fit, write_curve
-
     row, budget = _row(config, method), config.training
     listed = row.listed(config.objectives)
     model, tokenizer = load_base(paths.REFERENCE, **placement(config.compute), quantization=config.compute.quantization)
@@ -72,15 +72,6 @@ def train(config: Config, method: str) -> None:
     final = {key: sum(point[key] for point in last) / len(last) for key in ("scalarized_reward", "kl", "length")}
     records.metrics(f"train-{method}", {**cost, "last_fifth_of_steps": final})
     paths.remove(checkpoints)
-
-
-def evaluate(config: Config, method: str) -> None:
-    """Sample one method, or `reference`, on the test prompts at every weighting of the grid."""
-    from clp_lightning.evaluation.results import evaluate_into
-
-    frame = evaluate_into(config, method, paths.MODELS, paths.RESULTS / method)
-    columns = [name for name in frame.columns if name.startswith(("reward:", "monitor:"))]
-    records.metrics(f"evaluate-{method}", {name: float(frame[name].mean()) for name in columns})
 
 
 def _row(config: Config, method: str) -> Method:
