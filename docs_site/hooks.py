@@ -22,7 +22,7 @@ WRITTEN: dict[str, Callable[[], str]] = {
     "reference/parameters.md": lambda: parameters.page(Config, YAML().load(ROOT / "params.yaml")),
     "reference/commands.md": lambda: commands.page(app, "clp"),
 }
-MODULE = re.compile(r"reference/python/(\w+)\.md")  # a page of the navigation with such a name documents that module
+MODULE = re.compile(r"reference/python/([\w.]+)\.md")  # a page of the navigation with such a name documents that module
 # Code is matched first, so that what looks like a link in it stays.
 LINK = re.compile(
     r"(?P<code>^```.*?^```|`[^`\n]+`)|\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.MULTILINE | re.DOTALL

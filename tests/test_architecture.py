@@ -24,7 +24,10 @@ GLUE = ("clp_lightning.config", *(f"clp_lightning.{name}" for name in ("errors",
 
 def lint_imports(repository: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache", "--no-logo"]
-    environment = {"PYTHONPATH": ":".join(str(repository / part) for part in ("src", ".", "dashboard")), "COLUMNS": "200"}
+    environment = {
+        "PYTHONPATH": ":".join(str(repository / part) for part in ("src", ".", "dashboard")),
+        "COLUMNS": "200",
+    }
     return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
 
 
@@ -56,7 +59,9 @@ def test_the_house_has_few_rooms_with_few_things_in_each():
     assert len(list(SOURCE.glob("*.py"))) <= 6
     sizes = {path: len(path.read_text().splitlines()) for path in SOURCE.rglob("*.py")}
     assert median(sizes.values()) <= 160 and max(sizes.values()) <= 300
-    assert {folder.name: len(list(folder.glob("*.py"))) for folder in PACKAGES if len(list(folder.glob("*.py"))) > 10} == {}
+    assert {
+        folder.name: len(list(folder.glob("*.py"))) for folder in PACKAGES if len(list(folder.glob("*.py"))) > 10
+    } == {}
 
 
 @pytest.mark.parametrize("package", ["clp_lightning", *(f"clp_lightning.{folder.name}" for folder in PACKAGES)])
@@ -65,9 +70,13 @@ def test_public_names_are_there(package):
     assert module.__doc__ and all(getattr(module, name) is not None for name in module.__all__)
 
 
-@pytest.mark.parametrize("module", ["clp_lightning", "clp_lightning.cli.app", "clp_lightning.store", "clp_lightning.report"])
+@pytest.mark.parametrize(
+    "module", ["clp_lightning", "clp_lightning.cli.app", "clp_lightning.store", "clp_lightning.report"]
+)
 def test_what_needs_no_model_starts_without_torch(module):
-    code = f"import sys, {module}; print([name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])"
+    code = (
+        f"import sys, {module}; print([name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -80,7 +89,9 @@ def graph() -> grimp.ImportGraph:
 def functions(module: str) -> dict[str, range]:
     """The lines of each function at the top of a module of the pipeline."""
     tree = ast.parse((SOURCE / "pipeline" / f"{module}.py").read_text())
-    return {node.name: range(node.lineno, node.end_lineno + 1) for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name: range(node.lineno, node.end_lineno + 1) for node in tree.body if isinstance(node, ast.FunctionDef)
+    }
 
 
 def imported(graph: grimp.ImportGraph, importer: str) -> Iterator[tuple[str, int]]:

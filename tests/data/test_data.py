@@ -3,9 +3,8 @@ import pandas as pd
 import pytest
 
 from clp_lightning.config.parameters import load_config
-from clp_lightning.data import api_descriptions as data_api
+from clp_lightning.data import api_descriptions, pairs
 from clp_lightning.data import corpus as data
-from clp_lightning.data import pairs
 from clp_lightning.data.splits import SPLITS, read_split
 from clp_lightning.errors import ClpError
 
@@ -39,12 +38,12 @@ def test_corpus_is_reproducible_and_limited(corpus, tmp_path):
 
 
 def test_text_is_extracted_from_html():
-    summary, rest = data_api.split_summary(
+    summary, rest = api_descriptions.split_summary(
         "<p>Deletes a <b>key</b> &amp; more.</p><note>Aside.</note><p>It e.g. is gone. Really.</p>"
     )
     assert (summary, rest) == ("Deletes a key & more.", "It e.g. is gone. Really.")
-    assert data_api.spoken_name("ListDBRolesRequest.maxResults") == "list DB roles request, max results"
-    assert data_api.content_words("The keys of the bucket") == {"key", "bucket"}
+    assert api_descriptions.spoken_name("ListDBRolesRequest.maxResults") == "list DB roles request, max results"
+    assert api_descriptions.content_words("The keys of the bucket") == {"key", "bucket"}
 
 
 def test_missing_corpus_is_one_line(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clp_lightning.config.data import ColumnSplits, GivenSplits, HashSplits, Preferences, Table
-from clp_lightning.data import own_rows as data_table
+from clp_lightning.data import own_rows
 from clp_lightning.errors import ClpError, UsageError
 
 ROWS = [{"title": f"Thing {n}", "text": f'It is "number", {n}\nof many.', "answer": f"Number {n}."} for n in range(40)]
@@ -54,11 +54,11 @@ def write(folder, kind):
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "semicolon", "bom", "jsonl", "json", "parquet", "saved", "folder"])
 def test_every_format_gives_the_same_splits(tmp_path, kind):
-    parts, problems = data_table.examples(table(write(tmp_path, kind)), 0, tmp_path)
+    parts, problems = own_rows.examples(table(write(tmp_path, kind)), 0, tmp_path)
     assert problems == []
     found = {each.document: each.summary for rows in parts.values() for each in rows}
     assert found == {f"{row['title']}: {row['text']}": row["answer"] for row in ROWS}
-    first, _ = data_table.examples(table(write(tmp_path, "jsonl")), 0, tmp_path)
+    first, _ = own_rows.examples(table(write(tmp_path, "jsonl")), 0, tmp_path)
     assert {split: {row.document for row in rows} for split, rows in parts.items()} == {
         split: {row.document for row in rows} for split, rows in first.items()
     }
@@ -68,7 +68,7 @@ def test_every_format_gives_the_same_splits(tmp_path, kind):
 def bad(tmp_path, name, content, **options):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    parts, problems = data_table.examples(table(name, **options), 0, tmp_path)
+    parts, problems = own_rows.examples(table(name, **options), 0, tmp_path)
     return sum(map(len, parts.values())), problems
 
 
@@ -100,9 +100,9 @@ def test_bad_rows_are_named_with_line_and_reason(tmp_path, name, content, option
     assert [(problem.place, problem.text) for problem in problems] == expected
     assert count == kept  # nothing else is lost
     with pytest.raises(ClpError) as raised:
-        data_table.refuse(problems, False, "data")
+        own_rows.refuse(problems, False, "data")
     assert str(raised.value).startswith(f"{expected[0][0]}: {expected[0][1]}") and "\n" not in str(raised.value)
-    assert sum(data_table.refuse(problems, True, "data").values()) == len(expected)
+    assert sum(own_rows.refuse(problems, True, "data").values()) == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +129,20 @@ def test_bad_rows_are_named_with_line_and_reason(tmp_path, name, content, option
 def test_a_source_that_cannot_be_read_is_one_line(tmp_path, name, content, options, message):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=re.escape(message)) as raised:
-        data_table.examples(table(name, **({"prompt": "q", "reference": "r"} | options)), 0, tmp_path)
+        own_rows.examples(table(name, **({"prompt": "q", "reference": "r"} | options)), 0, tmp_path)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("source", ["none.csv", "./none", "/none/at/all"])
 def test_a_source_that_is_not_there(tmp_path, source):
     with pytest.raises(UsageError, match=r"no such file or folder; correct the path"):
-        data_table.examples(table(source), 0, tmp_path)
+        own_rows.examples(table(source), 0, tmp_path)
 
 
 def test_a_name_on_the_hub_is_not_fetched_behind_the_users_back(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UsageError, match="nobody/nothing: neither a readable dataset folder nor one on the hub"):
-        data_table.examples(table("nobody/nothing"), 0, tmp_path)
+        own_rows.examples(table("nobody/nothing"), 0, tmp_path)
 
 
 def test_splits_that_a_dataset_has_are_kept(tmp_path):
@@ -150,7 +150,7 @@ def test_splits_that_a_dataset_has_are_kept(tmp_path):
     datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in parts.items()}).save_to_disk(
         str(tmp_path / "given")
     )
-    found, problems = data_table.examples(table("given", splits=GivenSplits(kind="given")), 0, tmp_path)
+    found, problems = own_rows.examples(table("given", splits=GivenSplits(kind="given")), 0, tmp_path)
     assert not problems and len(found["test"]) == 10 and len(found["train"]) + len(found["validation"]) == 30
     assert found["validation"]
 
@@ -161,7 +161,7 @@ def test_messages_and_transcripts_give_prompt_and_reference(tmp_path):
     (tmp_path / "t.jsonl").write_text(json.dumps({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello."}) + "\n")
     for name, column in (("m.jsonl", "messages"), ("t.jsonl", "transcript")):
         options = {"prompt": None, "reference": None, column: "messages" if name == "m.jsonl" else "chosen"}
-        parts, _ = data_table.examples(table(name, **options), 0, tmp_path)
+        parts, _ = own_rows.examples(table(name, **options), 0, tmp_path)
         (found,) = (each for rows in parts.values() for each in rows)
         assert (found.document, found.summary) == ("Human: Hi", "Hello.")
 
@@ -169,8 +169,8 @@ def test_messages_and_transcripts_give_prompt_and_reference(tmp_path):
 @given(st.sets(st.integers(0, 10_000), min_size=2, max_size=60), st.integers(0, 3))
 def test_a_row_keeps_its_split_when_others_come_and_go(numbers, seed):
     def splits(chosen):
-        examples = [data_table.Example("", "", f"row {n}", f"row {n}", None, None) for n in chosen]
-        return {each.document: data_table._split_of(each, table("x.csv"), seed, []) for each in examples}
+        examples = [own_rows.Example("", "", f"row {n}", f"row {n}", None, None) for n in chosen]
+        return {each.document: own_rows._split_of(each, table("x.csv"), seed, []) for each in examples}
 
     half = sorted(numbers)[: len(numbers) // 2]
     assert splits(half).items() <= splits(numbers).items()
@@ -180,7 +180,7 @@ def test_rows_of_one_group_stay_together(tmp_path):
     rows = [{"q": f"{group} {n}", "g": group} for group in range(30) for n in range(5)]
     pd.DataFrame(rows).to_csv(tmp_path / "g.csv", index=False)
     splits = HashSplits(kind="hash", validation=0.2, test=0.2, group="g")
-    parts, _ = data_table.examples(table("g.csv", prompt="q", reference=None, splits=splits), 0, tmp_path)
+    parts, _ = own_rows.examples(table("g.csv", prompt="q", reference=None, splits=splits), 0, tmp_path)
     groups = [{each.group for each in rows} for rows in parts.values()]
     assert sum(map(len, groups)) == 30 == len(set.union(*groups))
 
@@ -213,7 +213,7 @@ def test_preferences_in_all_of_trls_forms_are_the_same_pairs(tmp_path):
     for name, rows in forms.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         asked = preferences(f"{name}.jsonl", prompt="prompt" if "prompt" in rows[0] else None)
-        parts, problems = data_table.pairs(asked, 0, tmp_path)
+        parts, problems = own_rows.pairs(asked, 0, tmp_path)
         assert not problems and all(parts.values())
         found.append({split: sorted(pair[1:] for pair in rows) for split, rows in parts.items()})
     assert all(each == found[0] for each in found)
@@ -228,7 +228,7 @@ def test_bad_pairs_are_named(tmp_path):
         {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: d"},
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, problems = data_table.pairs(preferences("p.jsonl"), 0, tmp_path)
+    _, problems = own_rows.pairs(preferences("p.jsonl"), 0, tmp_path)
     assert [(problem.place, problem.text) for problem in problems] == [
         ("p.jsonl:1", "chosen and rejected are the same"),
         ("p.jsonl:2", "the two answers do not answer the same prompt"),

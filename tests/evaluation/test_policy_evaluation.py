@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from clp_lightning.cli.app import app
 from clp_lightning.config.parameters import load_config
 from clp_lightning.errors import ClpError, UsageError
-from clp_lightning.evaluation import on_demand as policy_evaluation
+from clp_lightning.evaluation import on_demand
 from clp_lightning.promotion import champion
 
 
@@ -24,12 +24,12 @@ def project(smoke, tmp_path, monkeypatch):
 
 def test_the_grid_on_the_test_prompts_gives_what_the_pipeline_measured(project):
     config = load_config("params.yaml")
-    points = policy_evaluation.parse_points([], config.objectives, config)
-    frame = policy_evaluation.evaluate_policy(config, project / "models" / "clp-full", points, None)
+    points = on_demand.parse_points([], config.objectives, config)
+    frame = on_demand.evaluate_policy(config, project / "models" / "clp-full", points, None)
     measured = pd.read_parquet("results/clp-full/results.parquet")
     assert frame.response.tolist() == measured.response.tolist()
     np.testing.assert_allclose(frame["reward:brevity"], measured["reward:brevity"])
-    row = policy_evaluation.summarize(frame, config.objectives)[0]
+    row = on_demand.summarize(frame, config.objectives)[0]
     first = measured[measured.weighting_id == 0]
     assert row["rewards"]["brevity"] == pytest.approx(first["reward:brevity"].mean())
     # Student's t over 8 prompts by hand: mean +- 2.3646 s / sqrt(8)
@@ -58,16 +58,16 @@ def test_the_champion_on_own_prompts(project):
 
 def test_refused(project, tmp_path):
     with pytest.raises(UsageError, match=r"lost\.txt: cannot be read"):
-        policy_evaluation.own_prompts(tmp_path / "lost.txt")
+        on_demand.own_prompts(tmp_path / "lost.txt")
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(UsageError, match="no prompt in it"):
-        policy_evaluation.own_prompts(tmp_path / "empty.txt")
+        on_demand.own_prompts(tmp_path / "empty.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(UsageError, match="UTF-8"):
-        policy_evaluation.own_prompts(tmp_path / "latin.txt")
+        on_demand.own_prompts(tmp_path / "latin.txt")
     with pytest.raises(UsageError, match="there is no champion yet"):
         champion.resolve(champion.Path("champion"))
     config = load_config("params.yaml")
     other = config.model_copy(update={"rewards": {"brevity": config.rewards["brevity"]}})
     with pytest.raises(ClpError, match="steers informativeness, brevity, but"):
-        policy_evaluation.evaluate_policy(other, project / "models" / "clp-full", np.ones((1, 1)), None)
+        on_demand.evaluate_policy(other, project / "models" / "clp-full", np.ones((1, 1)), None)

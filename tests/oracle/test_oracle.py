@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from clp_lightning import weightings
 from clp_lightning.oracle import exact as oracle
-from clp_lightning.oracle import testbed as oracle_methods
+from clp_lightning.oracle import testbed
 from clp_lightning.oracle.exact import Problem
 from clp_lightning.policy.steerable import SteerablePolicy
 
@@ -168,7 +168,7 @@ def test_where_zero_shot_mixing_fails_training_on_all_weightings_does_not():
 
 @pytest.fixture(scope="module")
 def bed():
-    return oracle_methods.Testbed(2, seed=0)
+    return testbed.Testbed(2, seed=0)
 
 
 def test_testbed_is_normalized_and_the_same_at_every_call(bed):
@@ -177,7 +177,7 @@ def test_testbed_is_normalized_and_the_same_at_every_call(bed):
     np.testing.assert_allclose(np.einsum("pn,pnk->k", probs, bed.rewards) / 8, 0, atol=1e-6)
     np.testing.assert_allclose(np.einsum("pn,pnk->k", probs, bed.rewards**2) / 8, 1, atol=1e-6)
     assert np.corrcoef(bed.rewards[..., 0].ravel(), bed.rewards[..., 1].ravel())[0, 1] < -0.5
-    again = oracle_methods.Testbed(2, seed=0)
+    again = testbed.Testbed(2, seed=0)
     np.testing.assert_array_equal(again.ref_log_probs, bed.ref_log_probs)
     np.testing.assert_array_equal(again.rewards, bed.rewards)
 
@@ -193,9 +193,9 @@ def test_the_trainer_sees_the_rewards_that_the_optimum_knows(bed):
 @pytest.mark.parametrize("name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups"])
 def test_the_project_trainer_gains_on_the_testbed(bed, name):
     points = weightings.lattice(2, 3)
-    training = oracle_methods.training(0.3, 40).model_copy(update={"alpha_start": None})
-    policy = bed.train(oracle_methods.METHODS[name], training, show_progress=False)
-    log_probs = oracle_methods.read_out(policy, points)
+    training = testbed.training(0.3, 40).model_copy(update={"alpha_start": None})
+    policy = bed.train(testbed.METHODS[name], training, show_progress=False)
+    log_probs = testbed.read_out(policy, points)
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, atol=1e-5)
     # 0 is the reference policy, by standardization
     scalarized = np.einsum("wk,pnk,wpn->", points, bed.rewards, np.exp(log_probs)) / (8 * len(points))
@@ -203,7 +203,7 @@ def test_the_project_trainer_gains_on_the_testbed(bed, name):
 
 
 def test_the_reference_that_is_looked_up_is_the_one_that_the_model_computes(bed):
-    policy = bed.train(oracle_methods.METHODS["clp-prompt"], oracle_methods.training(0.3, 2), show_progress=False)
+    policy = bed.train(testbed.METHODS["clp-prompt"], testbed.training(0.3, 2), show_progress=False)
     prompts = policy.tokenize(["b", "e"])
     ids = torch.tensor([[2, 0, 7], [0, 0, 0], [7, 7, 7], [1, 5, 3]])  # two responses per prompt
     mask = torch.ones_like(ids, dtype=torch.bool)
@@ -215,7 +215,7 @@ def test_the_reference_that_is_looked_up_is_the_one_that_the_model_computes(bed)
 
 @pytest.mark.parametrize("name", ["clp-full", "clp-prompt"])
 def test_responses_drawn_from_the_table_are_those_of_the_model(bed, name):
-    policy = bed.train(oracle_methods.METHODS[name], oracle_methods.training(0.3, 2), show_progress=False)
+    policy = bed.train(testbed.METHODS[name], testbed.training(0.3, 2), show_progress=False)
     w, samples = np.array([[0.3, 0.7], [1.0, 0.0]]), 500
     coefficients = policy.coefficients(w, 2)
     prompts = policy.tokenize(["b", "e"], coefficients)
@@ -234,24 +234,24 @@ def test_responses_drawn_from_the_table_are_those_of_the_model(bed, name):
     ):
         torch.testing.assert_close(ours, plain, atol=2e-2, rtol=1e-4)  # of sums over 1,000 responses
     # systematic sampling: S points a distance of 1 / S apart hit an interval of length p either floor(S p) or ceil(S p) times
-    numbers = (drawn.ids * oracle_methods.PLACES).sum(-1).view(2, samples)
-    expected = samples * np.exp(oracle_methods.read_out(policy, w)[[0, 1], [1, 4]])
+    numbers = (drawn.ids * testbed.PLACES).sum(-1).view(2, samples)
+    expected = samples * np.exp(testbed.read_out(policy, w)[[0, 1], [1, 4]])
     for row in range(2):
-        counts = torch.bincount(numbers[row], minlength=oracle_methods.RESPONSES).numpy()
+        counts = torch.bincount(numbers[row], minlength=testbed.RESPONSES).numpy()
         assert (np.abs(counts - expected[row]) < 1 + 1e-3).all()
 
 
 def test_a_weighting_in_the_prompt_is_readable(bed):
-    policy = bed.train(oracle_methods.METHODS["clp-prompt"], oracle_methods.training(0.3, 1), show_progress=False)
+    policy = bed.train(testbed.METHODS["clp-prompt"], testbed.training(0.3, 1), show_progress=False)
     prompts = policy.tokenize(["b"], torch.tensor([[0.35, 0.65]]))
     written = bed.tokenizer.convert_ids_to_tokens(prompts.ids[0].tolist())
     assert written == ["u", *"0.35", ",", "v", *"0.65", "\n", "b"]  # a word that it lacked would be <pad>
 
 
 def test_read_out_is_what_the_policy_says(bed):
-    policy = bed.train(oracle_methods.METHODS["clp-attn"], oracle_methods.training(0.3, 2), show_progress=False)
+    policy = bed.train(testbed.METHODS["clp-attn"], testbed.training(0.3, 2), show_progress=False)
     w = np.array([[0.3, 0.7]])
-    read = oracle_methods.read_out(policy, w)[0, 1, 135]
+    read = testbed.read_out(policy, w)[0, 1, 135]
     coefficients = policy.coefficients(w, 1)
     with torch.no_grad():
         log_probs = SteerablePolicy.score_and_states(
@@ -315,7 +315,7 @@ def test_command_prints_json_and_writes_the_picture(tmp_path):
     }  # fmt: skip
     rows = {row["method"]: row for row in printed["methods"]}
     assert {
-        *oracle_methods.METHODS,
+        *testbed.METHODS,
         "reference",
         "logit-mixing, per token",
         "exact experts, per sequence",

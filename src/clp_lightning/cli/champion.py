@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from clp_lightning.config.parameters import load_config
-
 
 def promote(
     params: Annotated[Path, typer.Option(help="Parameter file of the project.")] = Path("params.yaml"),
@@ -22,13 +20,14 @@ def promote(
 
     Example: clp promote
     """
-    from clp_lightning.promotion import challenger as promotion_stage
+    from clp_lightning.config.parameters import load_config
+    from clp_lightning.promotion import challenger
 
-    row = promotion_stage.promote(load_config(params))
+    row = challenger.promote(load_config(params))
     if as_json:
         print(json.dumps(row, default=str))
     else:
-        print("nothing new: the champion is this very policy" if row is None else promotion_stage.sentence(row))
+        print("nothing new: the champion is this very policy" if row is None else challenger.sentence(row))
 
 
 def rollback() -> None:
@@ -62,19 +61,20 @@ def evaluate(
 
     Example: clp evaluate --model champion --weighting informativeness=0.9,brevity=0.1 --prompts prompts.txt
     """
-    from clp_lightning.evaluation import on_demand as policy_evaluation
+    from clp_lightning.config.parameters import load_config
+    from clp_lightning.evaluation import on_demand
     from clp_lightning.files import atomic
     from clp_lightning.promotion import champion
 
     config, model = load_config(params), champion.resolve(model)
-    points = policy_evaluation.parse_points(weighting or [], config.objectives, config)
-    own = None if prompts is None else policy_evaluation.own_prompts(prompts)
+    points = on_demand.parse_points(weighting or [], config.objectives, config)
+    own = None if prompts is None else on_demand.own_prompts(prompts)
     with contextlib.redirect_stdout(sys.stderr):  # progress; what is printed on standard output is the result
-        frame = policy_evaluation.evaluate_policy(config, model, points, own, seed=seed)
+        frame = on_demand.evaluate_policy(config, model, points, own, seed=seed)
     if out is not None:
         with atomic(out) as beside:
             frame.to_parquet(beside, index=False)
-    rows = policy_evaluation.summarize(frame, config.objectives)
+    rows = on_demand.summarize(frame, config.objectives)
     if as_json:
         report = {"model": str(model), "prompts": int(frame.prompt_id.nunique()), "seed": seed, "points": rows}
         print(json.dumps(report))

@@ -21,7 +21,7 @@ def frontier(
 
     Example: clp frontier --json | jq '.methods[].hypervolume'
     """
-    from clp_lightning.report import tables as report_tables
+    from clp_lightning.report import tables
     from clp_lightning.report.run import comparison
     from clp_lightning.store import runs
     from clp_lightning.store.queries import Store
@@ -29,13 +29,13 @@ def frontier(
     opened, console = Store(store), Console()
     if against:
         compared = runs.against(opened, opened.run(run)["run_id"], opened.run(against)["run_id"])
-        show = report_tables.print_against
+        show = tables.print_against
     elif seeds:
-        compared = report_tables.seeds_as_json(runs.over_seeds(opened, runs.siblings(opened, run)))
-        show = report_tables.print_seeds
+        compared = tables.seeds_as_json(runs.over_seeds(opened, runs.siblings(opened, run)))
+        show = tables.print_seeds
     else:
         compared = comparison(opened, run)
-        show = functools.partial(report_tables.print_table, points=points)
+        show = functools.partial(tables.print_table, points=points)
     if as_json:
         print(json.dumps(compared, indent=2))
         return

@@ -1,6 +1,6 @@
 """`params.yaml` -> frozen, typed configuration; unknown keys and bad values are rejected with the key's path.
 
-`params.yaml` states every value, so that it stands in one place only; of rewards alone (`config_rewards`) some keys may be
+`params.yaml` states every value, so that it stands in one place only; of rewards alone (`config.rewards`) some keys may be
 left out.
 """
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from clp_lightning.config.data import Preferences, Table
 from clp_lightning.config.parameters import Config
-from clp_lightning.data import own_rows as data_table
+from clp_lightning.data import own_rows
 
 SAMPLES = 2
 
@@ -16,7 +16,7 @@ def check(config: Config) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     if isinstance(config.data, Table):
-        parts, problems = data_table.examples(config.data, config.seed)
+        parts, problems = own_rows.examples(config.data, config.seed)
         shown = [{"prompt": row.document, "reference": row.summary} for row in parts["train"][:SAMPLES]]
         found["data"] = _section(config.data, parts, problems, shown)
     else:
@@ -26,7 +26,7 @@ def check(config: Config) -> dict[str, dict[str, Any]]:
         }  # fmt: skip
     for name, model in config.reward_models.items():
         if isinstance(model.pairs, Preferences):
-            pairs, problems = data_table.pairs(model.pairs, config.seed)
+            pairs, problems = own_rows.pairs(model.pairs, config.seed)
             shown = [
                 {"prompt": pair.document, "chosen": pair.chosen, "rejected": pair.rejected}
                 for pair in pairs["train"][:SAMPLES]

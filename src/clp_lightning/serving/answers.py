@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from clp_lightning import weightings
 from clp_lightning.config.parameters import Generation
 from clp_lightning.data import transcripts
-from clp_lightning.serving import batch as serving_batch
+from clp_lightning.serving import batch
 from clp_lightning.serving import engine as serving
 from clp_lightning.serving.bodies import Limits, Message, Steered
 
@@ -88,7 +88,7 @@ class Service:
         for position, prompt in enumerate(prompts):
             if not prompt.strip():
                 raise Refused(400, f"prompt {position + 1} is empty; give some text to work on")
-            answers.requests.append(serving_batch.request(
+            answers.requests.append(batch.request(
                 self.engine.policy, prompt, weighting, functools.partial(answers.deliver, position), alpha=body.alpha,
                 temperature=body.temperature, seed=body.seed, max_tokens=most, stop=stop, streamed=body.stream,
             ))  # fmt: skip
@@ -142,10 +142,10 @@ class Answers:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
         self.loop, self.count = loop, count
-        self.requests: list[serving_batch.Request] = []
+        self.requests: list[batch.Request] = []
         self.changes: asyncio.Queue[tuple[int, str, str | None]] = asyncio.Queue()
 
-    def deliver(self, position: int, request: serving_batch.Request) -> None:
+    def deliver(self, position: int, request: batch.Request) -> None:
         """Pass on an answer's text so far; called from the engine's thread."""
         change = position, request.text, request.finish
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

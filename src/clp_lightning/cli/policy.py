@@ -1,0 +1,147 @@
+"""The commands that ask a policy: `clp generate` and `clp export`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clp_lightning.errors import ClpError, UsageError
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to work on; without any, one per line of standard input.")
+    ] = None,
+    model: Annotated[
+        Path, typer.Option(help="Folder of a steerable policy, or the word champion: the policy in use.")
+    ] = Path("models/clp-full"),
+    weighting: Annotated[
+        list[str] | None,
+        typer.Option(help="Trade-off, e.g. informativeness=0.8,brevity=0.2; repeat it to compare several."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 is greedy: the same text each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer; the model's own limit by default.")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="KL strength, for a policy that takes one.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Precision: auto (float32 on a CPU), float32, bfloat16 or float16.")
+    ] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
+) -> None:
+    """Generate text at a trade-off.
+
+    Example: clp generate --model models/clp-full --weighting informativeness=0.8,brevity=0.2 "create bucket: The name of ..."
+    """
+    texts = prompts if prompts else _standard_input()
+    for row, text in enumerate(texts):
+        if not text.strip():
+            raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
+    from clp_lightning.promotion import champion
+
+    model = champion.resolve(model)
+    objectives = _objectives(model)
+    from clp_lightning import weightings as simplex
+
+    if not weighting:
+        example = simplex.describe([1 / len(objectives)] * len(objectives), objectives)
+        raise UsageError(f"give at least one --weighting over {', '.join(objectives)}, e.g. {example}")
+    rows = [simplex.parse(text, objectives) for text in weighting]  # checked before the model is loaded
+
+    import numpy as np
+
+    from clp_lightning.policy.loading import answering_dtype
+    from clp_lightning.policy.steerable import SteerablePolicy
+
+    policy = SteerablePolicy.from_pretrained(model, dtype=answering_dtype(dtype))
+
+    answers = policy.generate(
+        [text for text in texts for _ in rows],
+        np.tile(np.stack(rows), (len(texts), 1)),
+        alphas=alpha,
+        temperature=temperature,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+    )
+    trade_offs = [simplex.describe(row.tolist(), objectives) for row in rows]
+    asked = [(text, trade_off) for text in texts for trade_off in trade_offs]
+    if as_json:
+        for (text, trade_off), answer in zip(asked, answers, strict=True):
+            print(json.dumps({"prompt": text, "weighting": trade_off, "response": answer}, ensure_ascii=False))
+    elif len(rows) == 1:
+        print("\n".join(answers))
+    else:
+        table = Table("document", "weighting", "answer", show_lines=True)
+        for (text, trade_off), answer in zip(asked, answers, strict=True):
+            # Text: brackets of a document are no markup
+            table.add_row(Text(text if trade_off == trade_offs[0] else ""), trade_off, Text(answer))
+        Console().print(table)
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder to write; it is replaced.")],
+    weighting: Annotated[str, typer.Option(help="Trade-off to keep, e.g. informativeness=0.8,brevity=0.2.")],
+    model: Annotated[
+        Path, typer.Option(help="Folder of a steerable policy, or the word champion: the policy in use.")
+    ] = Path("models/clp-full"),
+    format: Annotated[
+        str, typer.Option(help="hf: a whole model for transformers; peft: an adapter of the base.")
+    ] = "hf",
+    alpha: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="KL strength, for a policy that takes one.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision of the files: float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write one trade-off of a policy as a plain model that other tools load.
+
+    Example: clp export --weighting informativeness=0.8,brevity=0.2 --format hf build/exported
+    """
+    from clp_lightning.promotion import champion
+
+    model = champion.resolve(model)
+    objectives = _objectives(model)
+    from clp_lightning import weightings as simplex
+
+    row = simplex.parse(weighting, objectives)
+
+    from clp_lightning.policy.export import load_dtype
+    from clp_lightning.policy.steerable import SteerablePolicy
+
+    SteerablePolicy.from_pretrained(model, dtype=load_dtype(dtype)).export(row, out, format, alpha=alpha)
+    loader = "transformers" if format == "hf" else "peft"
+    print(f"wrote {out} at {simplex.describe(row.tolist(), objectives)}; {loader} loads it")
+
+
+def _objectives(model: Path) -> list[str]:
+    """Read a policy's objectives from its card, before anything heavy is loaded."""
+    from clp_lightning.files import read_json
+
+    if not (model / "clp.json").is_file():
+        raise ClpError(
+            f"no steerable model at {model}; `make repro` writes models/clp-full, or name a folder with --model"
+        )
+    return read_json(model / "clp.json", remedy="run `make repro` to write it again")["objectives"]
+
+
+def _standard_input() -> list[str]:
+    if sys.stdin.isatty():
+        raise UsageError("no prompt; give texts as arguments or one per line on standard input")
+    lines = [line.rstrip("\n") for line in sys.stdin]
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise UsageError("prompt is empty: standard input held no text; give one text per line")
+    return texts
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(generate)
+    app.command()(export)
