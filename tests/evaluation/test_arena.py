@@ -17,7 +17,8 @@ from clp_lightning.errors import UsageError
 from clp_lightning.evaluation.results import sweep
 from clp_lightning.evaluation.sweep import Sweep, _best
 from clp_lightning.pipeline import stages
-from clp_lightning.policy.merged import MergedPolicy, merge
+from clp_lightning.policy.merged import MergedPolicy
+from clp_lightning.steering.merging import merge
 from clp_lightning.store.queries import Store
 
 SOUPS = {"of": "rewarded-soups"}
