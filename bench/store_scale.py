@@ -17,7 +17,8 @@ import duckdb
 import numpy as np
 import typer
 
-from clp_lightning.config.parameters import Config, load_config
+from clp_lightning.config.parameters import Config
+from clp_lightning.config.recipes import compose
 from clp_lightning.files import write_json
 from clp_lightning.store.queries import Store, publish
 from clp_lightning.store.results import MONITORS
@@ -71,7 +72,7 @@ def _publish(folder: Path, config: Config) -> dict[str, Any]:
 
 def synthetic_store(folder: Path, rows: int) -> Path:
     """Publish one run of about so many per-prompt rows into `folder` and return the store's path."""
-    config = load_config("recipes/arena.yaml")
+    config = compose("arena")[0]
     write_results(folder / "results", config, rows // _points(config))
     publish(folder / "results", folder / "frontier.duckdb", config)
     return folder / "frontier.duckdb"
@@ -83,7 +84,7 @@ def _points(config: Config) -> int:
 
 def main(rows: Annotated[int, typer.Option(help="Per-prompt rows of all methods together.")] = 10_000_000) -> None:
     """Measure publication and queries."""
-    config = load_config("recipes/arena.yaml")
+    config = compose("arena")[0]
     points = _points(config)
     prompts = rows // points
     context = multiprocessing.get_context("spawn")  # a process of its own: its peak memory is that of publication

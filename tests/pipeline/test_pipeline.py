@@ -1,6 +1,7 @@
 """The smoke variant of the pipeline, every stage in this process, and what users do with its results."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -192,3 +193,30 @@ def test_stages_refuse_what_is_missing(tmp_path, monkeypatch, repository):
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError):
         stages.run("train", config, "nonsense")
+
+
+def test_an_edit_beside_the_computation_reruns_no_training(smoke, repository, tmp_path):
+    def edited(*modules: str) -> set[str]:
+        for module in modules:
+            file = project / "src" / "clp_lightning" / module
+            file.write_text(f"{file.read_text()}\n# edited\n")
+        done = subprocess.run([*dvc, "status", "--json"], cwd=project, capture_output=True, text=True)
+        return set(json.loads(done.stdout))
+
+    dvc = [sys.executable, "-m", "dvc"]
+    project = Path(shutil.copytree(smoke, tmp_path / "project"))
+    subprocess.run([*dvc, "commit", "--force", "--quiet"], cwd=project, check=True)
+    assert edited() == set()
+    beside = ["cli/app.py", "serving/server.py", "promotion/champion.py", "oracle/exact.py", "project/doctor.py"]
+    assert edited(*beside, "config/recipes.py", "progress.py") == set()
+    assert edited("report/tables.py", "store/queries.py", "frontier/metrics.py") == {"publish"}
+    assert edited("evaluation/sweep.py") == {
+        "publish",
+        "evaluate_reference",
+        "evaluate@clp-full",
+        "evaluate@rewarded-soups",
+    }
+    training = {"sft", "reward_model@informativeness", "train@clp-full", "train@rewarded-soups"}
+    assert training <= edited("training/losses.py")  # the check of the check
+    text = (repository / "dvc.yaml").read_text(encoding="utf-8").split("stages:", 1)[1]
+    assert not re.findall(r"\b(?:dashboard|flows|docs|bench)/", text.replace("tests/flows/", ""))  # in no stage's deps
