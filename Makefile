@@ -102,10 +102,12 @@ slow: $(STAMP) $(S3)/.set-up ## run the slow tests: a Prefect server and worker,
 browser: $(STAMP) ## run the tests that drive headless Chromium
 	@$(PY) -m pytest -m browser $(ARGS)
 
-lint: $(STAMP) ## check style, formatting and types
+lint: $(STAMP) ## check style, formatting, types, layers (import-linter) and dependencies (deptry)
 	@ruff check .
 	ruff format --check .
 	mypy
+	PYTHONPATH=src:.:dashboard lint-imports --no-logo
+	deptry .
 
 docs: $(STAMP) ## build the documentation site in build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict
@@ -190,4 +192,4 @@ lock: ## resolve pyproject.toml anew into requirements.lock
 
 clean: ## remove build/ and caches; data/, models/, results/, the store and .venv stay
 	@rm -rf build checkpoints lightning_logs .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src flows dashboard tests -name __pycache__ -prune -exec rm -rf {} +
+	find src flows dashboard bench tests -name __pycache__ -prune -exec rm -rf {} +

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import measures, rloo
-from bench.subjects import subject
+from bench.steering import measures, rloo
+from bench.steering.subjects import subject
 from clp_lightning.files import write_json
 from clp_lightning.policy.loading import hardware_dtype
 

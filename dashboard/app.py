@@ -7,13 +7,8 @@ import os
 # As `clp` does, before torch is loaded: threads that wait should not starve what runs beside the page.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-import dominance_page
-import frontier_page
-import playground_page
-import runs_page
-import samples_page
-import steering_page
 import streamlit as st
+from views import dominance, frontier, playground, runs, samples, steering
 
 from clp_lightning.store.queries import Store
 
@@ -49,12 +44,12 @@ st.set_page_config(page_title="CLP Lightning", layout="wide")
 st.html(FONTS)
 store = open_store(store_path())
 PAGES = {
-    "Frontier": frontier_page,
-    "Dominance": dominance_page,
-    "Steering": steering_page,
-    "Samples": samples_page,
-    "Playground": playground_page,
-    "Runs": runs_page,
+    "Frontier": frontier,
+    "Dominance": dominance,
+    "Steering": steering,
+    "Samples": samples,
+    "Playground": playground,
+    "Runs": runs,
 }
 page = st.navigation(
     [

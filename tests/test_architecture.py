@@ -43,6 +43,8 @@ def test_the_layers_hold():
         ("store/queries.py", "from clp_lightning.report.labels import CAVEAT", "Layers"),
         ("frontier/metrics.py", "import torch", "Free of torch"),
         ("pipeline/train.py", "import flows.retrain", "Nothing imports flows or the dashboard"),
+        ("../../dashboard/charts/many.py", "import streamlit", "Charts know no Streamlit"),
+        ("../../dashboard/views/runs.py", "import clp_lightning.policy.steerable", "The dashboard reads the store"),
     ],
 )
 def test_a_forbidden_import_is_found(module, line, contract, tmp_path):

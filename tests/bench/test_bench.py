@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench import store_scale
-from bench.turns import StepTurns, entry, take_turns
+from bench.steering.turns import StepTurns, entry, take_turns
 
 
 def test_sides_take_turns_and_the_first_round_is_not_counted():

@@ -13,7 +13,7 @@ from locations import REPOSITORY
 from processes import wait_until
 from results_factory import config, write_arena, write_results
 
-from bench.browsing import PAGES, Visit, chromium, serving
+from bench.pages.browsing import PAGES, Visit, chromium, serving
 from clp_lightning.store.queries import Store, publish
 
 pytestmark = pytest.mark.browser

@@ -24,7 +24,7 @@ def _dashboard_modules(monkeypatch):
 
 
 def run(page: str, store) -> AppTest:
-    script = f"import {page}_page\nfrom clp_lightning.store import Store\n{page}_page.page(Store({str(store)!r}))\n"
+    script = f"from views import {page}\nfrom clp_lightning.store import Store\n{page}.page(Store({str(store)!r}))\n"
     app = AppTest.from_string(script, default_timeout=60).run()
     assert not app.exception, app.exception
     return app
@@ -87,7 +87,7 @@ def test_one_and_three_objectives(page, names, tmp_path):
 
 
 def test_dominance_says_who_is_ahead_and_how_sure_that_is(arena):
-    import dominance_page
+    from views import dominance
 
     app = run("dominance", arena)
     # the truth: circles of radius 1.2 and 1.0 above (-3, -3); every point of the larger is outside of the smaller
@@ -98,9 +98,9 @@ def test_dominance_says_who_is_ahead_and_how_sure_that_is(arena):
     view = type(
         "View", (), {"run_id": run_id, "methods": ["clp-attn", "rewarded-soups"], "metrics": store.metrics(run_id)}
     )
-    shares = dominance_page.pair_matrix(store, view, "dominated_share")
+    shares = dominance.pair_matrix(store, view, "dominated_share")
     assert shares.loc["clp-attn", "rewarded-soups"] == 1 and shares.loc["rewarded-soups", "clp-attn"] == 0
-    ahead = dominance_page.pair_matrix(store, view, "hypervolume")
+    ahead = dominance.pair_matrix(store, view, "hypervolume")
     assert ahead.loc["clp-attn", "rewarded-soups"] == pytest.approx(1 - ahead.loc["rewarded-soups", "clp-attn"])
     assert ahead.loc["clp-attn", "rewarded-soups"] > 0.95 and pd.isna(ahead.loc["clp-attn", "clp-attn"])
     (measures,) = (table.set_index("method") for table in written(app))
@@ -125,7 +125,7 @@ def test_methods_and_statistic_are_chosen_and_garbage_in_the_address_is_the_defa
 @pytest.mark.parametrize(("page", "count"), [("frontier", 2), ("dominance", 3), ("steering", 3), ("runs", 2)])
 @pytest.mark.parametrize("dark", [False, True])
 def test_figures_are_sent_so_that_plotly_draws_them_once(page, count, dark, arena, monkeypatch):
-    import common
+    from shared import common
 
     monkeypatch.setattr(common, "dark", lambda: dark)
     figures = run(page, arena).get("plotly_chart")
@@ -170,24 +170,21 @@ def test_kl_strength_is_drawn_where_runs_differ_in_it(arena, tmp_path):
         publish(tmp_path / "results", tmp_path / "frontier.duckdb", parameters)
     app = run("steering", tmp_path / "frontier.duckdb")
     assert "each strength is a training" in shown(app)
-    import steering_page
+    from views import steering
 
     store = Store(tmp_path / "frontier.duckdb")
     view = type("View", (), {"run": store.run(), "methods": ["reference", "clp-full"]})
-    table = steering_page.by_strength(store, view)
+    table = steering.by_strength(store, view)
     assert table.alpha.tolist() == [0.05, 0.2] and table.kl.tolist() == pytest.approx([1.5, 0.75])
 
 
 def test_samples_mark_what_changes_and_interpret_nothing():
-    import samples_page
+    from views import samples
 
-    assert (
-        samples_page.marked("the <b>name</b> of it", "the name of it")
-        == "the <mark>&lt;b&gt;name&lt;/b&gt;</mark> of it"
-    )
-    assert samples_page.marked("same words", "same words") == "same words"
-    assert samples_page.marked("", "x") == "<i>(an empty text)</i>"
-    assert samples_page.marked("<script>", None) == "&lt;script&gt;"
+    assert samples.marked("the <b>name</b> of it", "the name of it") == "the <mark>&lt;b&gt;name&lt;/b&gt;</mark> of it"
+    assert samples.marked("same words", "same words") == "same words"
+    assert samples.marked("", "x") == "<i>(an empty text)</i>"
+    assert samples.marked("<script>", None) == "&lt;script&gt;"
 
 
 def test_samples_list_the_worst_answers_first_and_filter(arena):
@@ -201,7 +198,7 @@ def test_samples_list_the_worst_answers_first_and_filter(arena):
 
 
 def test_runs_show_history_decision_stages_and_differences(arena):
-    import runs_page
+    from views import runs
 
     app = run("runs", arena)
     text = shown(app)
@@ -212,22 +209,22 @@ def test_runs_show_history_decision_stages_and_differences(arena):
     app.selectbox(key="other").set_value(older).run()
     table = app.dataframe[-1].value
     assert table.parameter.tolist() == ["training.learning_rate"]
-    assert runs_page.differences({"a": {"b": 1}}, {"a": {"b": 1}}).empty
+    assert runs.differences({"a": {"b": 1}}, {"a": {"b": 1}}).empty
 
 
 def test_the_champion_is_named_or_its_file_is_said_to_be_broken(tmp_path):
-    import runs_page
+    from views import runs
 
     path = tmp_path / "champion.json"
     path.write_text(json.dumps({"id": "x", "method": "clp-full", "promoted_at": "2026-01-01", "history": ["w"]}))
-    assert runs_page.champion_sentence(path) == "Champion: **clp-full** `x`, promoted 2026-01-01 UTC, 1 before it."
+    assert runs.champion_sentence(path) == "Champion: **clp-full** `x`, promoted 2026-01-01 UTC, 1 before it."
     for text in ("{", "[]", "{}"):
         path.write_text(text)
-        assert "cannot be read" in runs_page.champion_sentence(path)
+        assert "cannot be read" in runs.champion_sentence(path)
 
 
 def test_a_document_of_which_the_heading_is_seen_goes_on_when_it_is_opened():
-    from html_tables import _folded
+    from shared.tables import _folded
 
     assert _folded("one <line>") == "one &lt;line&gt;"
     assert _folded("a line\nand another") == "<details><summary>a line</summary>and another</details>"

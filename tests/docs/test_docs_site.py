@@ -147,7 +147,7 @@ def test_no_page_fetches_anything_from_another_host(pages, built):
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_asks_no_other_host_and_finds_a_key(built, width):
-    from bench.browsing import chromium
+    from bench.pages.browsing import chromium
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from processes import alive, pids_in, wait_until
 
-from bench.prefect_processes import PrefectProcesses
+from bench.soak.processes import PrefectProcesses
 
 pytestmark = pytest.mark.slow
 

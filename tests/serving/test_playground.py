@@ -96,7 +96,7 @@ def test_other_objectives_and_parameters_of_another_version_are_refused(steered)
 def page(store: Path, monkeypatch) -> AppTest:
     monkeypatch.syspath_prepend(str(REPOSITORY / "dashboard"))
     script = (
-        f"import playground_page\nfrom clp_lightning.store import Store\nplayground_page.page(Store({str(store)!r}))\n"
+        f"from views import playground\nfrom clp_lightning.store import Store\nplayground.page(Store({str(store)!r}))\n"
     )
     app = AppTest.from_string(script, default_timeout=120).run()
     assert not app.exception, app.exception
@@ -128,7 +128,7 @@ def test_the_first_document_is_the_one_that_tells_most(monkeypatch, tmp_path):
     from clp_lightning.store.queries import publish
 
     monkeypatch.syspath_prepend(str(REPOSITORY / "dashboard"))
-    import playground_page
+    from views import playground
 
     parameters = config()
     write_results(tmp_path / "results", parameters)
@@ -140,8 +140,8 @@ def test_the_first_document_is_the_one_that_tells_most(monkeypatch, tmp_path):
     store = Store(tmp_path / "frontier.duckdb")
     view = type("View", (), {"run_id": run, "points": store.points(run), "objectives": list(parameters.objectives)})
     documents = store.documents(run).set_index("prompt_id").document
-    assert documents.index[playground_page.most_telling(store, view, "clp-full", documents)] == "service-007"
-    assert playground_page.most_telling(store, view, "not evaluated", documents) == 0
+    assert documents.index[playground.most_telling(store, view, "clp-full", documents)] == "service-007"
+    assert playground.most_telling(store, view, "not evaluated", documents) == 0
 
 
 def test_without_a_model_the_page_says_how_to_get_one(tmp_path, published, monkeypatch):
@@ -165,8 +165,8 @@ def test_a_model_of_other_objectives_is_one_sentence(steered, tmp_path, monkeypa
 
 def test_equal_answers_share_a_star(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "dashboard"))
-    import playground_page
+    from views import playground
 
-    found = playground_page.stars(np.array([[0.0, 0.0], [1.0, 0.5], [1.0, 0.5]]))
+    found = playground.stars(np.array([[0.0, 0.0], [1.0, 0.5], [1.0, 0.5]]))
     assert [(label, x, y) for label, x, y, _ in found] == [("reference", 0.0, 0.0), ("A = B", 1.0, 0.5)]
-    assert playground_page.stars(np.array([[0.0], [1.0], [2.0]]))[0][1:3] == (0.0, 0.5)
+    assert playground.stars(np.array([[0.0], [1.0], [2.0]]))[0][1:3] == (0.0, 0.5)

@@ -11,7 +11,7 @@ import openai
 import pytest
 from serving_models import write_policy
 
-from bench.serve_process import Served
+from bench.serving.process import Served
 from clp_lightning.policy.loading import answering_dtype
 from clp_lightning.policy.steerable import SteerablePolicy
 

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving_models import write_policy
 
-from bench.serve_process import Served
+from bench.serving.process import Served
 
 NUMBER = int(os.environ.get("CLP_FUZZ", "10000"))
 FLAT = 24_000_000  # bytes: what Python and its allocator may take after the first tenth

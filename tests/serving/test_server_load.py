@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from serving_models import TEXTS, write_policy
 
-from bench.serve_load import Load, measure, report, unequal
-from bench.serve_process import Served
+from bench.serving.load import Load, measure, report, unequal
+from bench.serving.process import Served
 from clp_lightning.policy.loading import answering_dtype
 from clp_lightning.policy.steerable import SteerablePolicy
 

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import charts_compare
+import charts
 import pandas as pd
 import streamlit as st
-from common import choose_run, download, guarded, show
+from shared.common import choose_run, download, guarded, show
 
 from clp_lightning.errors import ClpError
 from clp_lightning.report.labels import method_styles
@@ -29,7 +29,7 @@ def _page(store: Store) -> None:
     crowned = decisions[decisions.promoted]
     promoted = set(zip(crowned.run_id, crowned.method, strict=True))
     show(
-        charts_compare.history_figure(history, method_styles(history.method.unique()), promoted),
+        charts.history_figure(history, method_styles(history.method.unique()), promoted),
         "history",
         "Hypervolume of every method over the runs",
     )
@@ -93,7 +93,7 @@ def _stages(store: Store, run_id: str) -> None:
         st.caption("When its stages ran was not recorded (a run of an older version).")
         return
     st.subheader("Stages", anchor=False)
-    show(charts_compare.stages_figure(stages), "stages", "Seconds of each stage")
+    show(charts.stages_figure(stages), "stages", "Seconds of each stage")
     st.caption(
         f"Last executions, {stages.seconds.sum():,.0f} s together; one that was resumed counts its last part only."
     )

@@ -24,11 +24,11 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.soak_checks import compare_stores, half_written, inconsistent, orphans
-from bench.soak_server import SoakServer
+from bench.soak.checks import compare_stores, half_written, inconsistent, orphans
+from bench.soak.server import SoakServer
 from clp_lightning.project.workspace import prepare
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VICTIMS = ("flow", "worker", "stage", "publisher")
 TOKEN = "CLP_SOAK_RUN"  # in the environment of everything that the soak starts
 
@@ -86,7 +86,7 @@ def soak(work: Path, runs: int, seed: int) -> dict[str, Any]:
             report["inconsistent_stores"] += inconsistent(workspace, number + 1)
             if reader is None:
                 reader = subprocess.Popen(
-                    [sys.executable, "-c", "from bench.soak_checks import read_for_ever; read_for_ever()"],
+                    [sys.executable, "-c", "from bench.soak.checks import read_for_ever; read_for_ever()"],
                     cwd=ROOT, env={**os.environ, "SOAK_STORE": str(workspace / "frontier.duckdb"), TOKEN: ""},
                     stdout=subprocess.PIPE, text=True,
                 )  # fmt: skip

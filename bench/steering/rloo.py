@@ -11,9 +11,20 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
-from bench.measures import LINEAR
-from bench.subjects import GENERATION, GROUPS, RANK, SAMPLES, Gate, Subject, prepare, steerable, tokenizer, word_count
-from bench.turns import StepTurns, entry
+from bench.steering.measures import LINEAR
+from bench.steering.subjects import (
+    GENERATION,
+    GROUPS,
+    RANK,
+    SAMPLES,
+    Gate,
+    Subject,
+    prepare,
+    steerable,
+    tokenizer,
+    word_count,
+)
+from bench.steering.turns import StepTurns, entry
 
 
 class TrlGate(TrainerCallback):

@@ -14,7 +14,7 @@ from playwright.sync_api import TimeoutError, sync_playwright
 from bench.listening import free_port, wait_for
 
 PAGES = ("Frontier", "Dominance", "Steering", "Samples", "Playground", "Runs")
-APP = Path(__file__).resolve().parent.parent / "dashboard" / "app.py"
+APP = Path(__file__).resolve().parents[2] / "dashboard" / "app.py"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 # Opened by its address, a page first asks for these below its own path, before it looks at the root (Streamlit 1.67).
 DEEP_LINK = ("/_stcore/health", "/_stcore/host-config")

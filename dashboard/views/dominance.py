@@ -1,12 +1,11 @@
 """Second page: who dominates whom, with which probability, and at what cost."""
 
 import charts
-import charts_compare
 import pandas as pd
 import streamlit as st
-from common import View, choose_view, download, guarded, plain, show
-from explanations import COSTS, METRICS, PAIRS
-from html_tables import LABEL, Column, show_table
+from shared.common import View, choose_view, download, guarded, plain, show
+from shared.explanations import COSTS, METRICS, PAIRS
+from shared.tables import LABEL, Column, show_table
 
 from clp_lightning.report.labels import CAVEAT
 from clp_lightning.store.queries import Store
@@ -28,9 +27,7 @@ def _page(store: Store) -> None:
         bind="query-params", required=True,
     )  # fmt: skip
     values = pair_matrix(store, view, kind)
-    show(
-        charts_compare.matrix_figure(values, PAIRS[kind].title), "matrix", f"Matrix of methods: {PAIRS[kind].sentence}"
-    )
+    show(charts.matrix_figure(values, PAIRS[kind].title), "matrix", f"Matrix of methods: {PAIRS[kind].sentence}")
     pairs = len(view.methods) * (len(view.methods) - 1) // 2
     st.caption(
         f"Row against column, in percent. {PAIRS[kind].sentence} {pairs} pairs are compared and none is corrected for that."
@@ -125,7 +122,7 @@ def _volumes_and_costs(store: Store, view: View) -> None:
         volumes = view.metrics[view.metrics.metric == "hypervolume"][["method", "value", "low", "high"]]
         benefit = volumes.merge(costs, on="method").dropna(subset=cost)
         show(
-            charts_compare.cost_figure(benefit, cost, COSTS[cost], view.styles),
+            charts.cost_figure(benefit, cost, COSTS[cost], view.styles),
             "cost-figure",
             f"Hypervolume against {COSTS[cost]}",
         )

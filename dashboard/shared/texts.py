@@ -6,10 +6,10 @@ import charts
 import numpy as np
 import pandas as pd
 import streamlit as st
-from common import View, choose_document, dark, plain, steady
 
 from clp_lightning.report.labels import weighting_label
 from clp_lightning.store.queries import Store
+from shared.common import View, choose_document, dark, plain, steady
 
 
 @st.fragment

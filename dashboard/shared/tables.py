@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import charts
 import pandas as pd
 import streamlit as st
-from common import MARK, dark, heading
 
 from clp_lightning.report.labels import weighting_label
+from shared.common import MARK, dark, heading
 
 TEXT, LABEL, MARKUP = (
     "",

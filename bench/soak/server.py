@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.prefect_processes import PrefectProcesses
+from bench.soak.processes import PrefectProcesses
 
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 

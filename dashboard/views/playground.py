@@ -9,7 +9,7 @@ import charts
 import numpy as np
 import pandas as pd
 import streamlit as st
-from common import LISTED, MARK, View, choose_view, dark, guarded, heading, marked, show
+from shared.common import LISTED, MARK, View, choose_view, dark, guarded, heading, marked, show
 
 from clp_lightning.errors import ClpError
 from clp_lightning.report.labels import weighting_label

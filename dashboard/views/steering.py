@@ -1,10 +1,10 @@
 """Third page: does more weight buy more of a reward, and what does steering cost in KL."""
 
-import charts_compare
+import charts
 import pandas as pd
 import streamlit as st
-from common import View, choose_view, download, guarded, show, without_reference
-from html_tables import LABEL, Column, show_table
+from shared.common import View, choose_view, download, guarded, show, without_reference
+from shared.tables import LABEL, Column, show_table
 
 from clp_lightning.errors import ClpError
 from clp_lightning.store.queries import Store
@@ -30,7 +30,7 @@ def _page(store: Store) -> None:
             with column:
                 st.subheader(name, anchor=False)
                 show(
-                    charts_compare.steering_figure(steered, name, view.styles),
+                    charts.steering_figure(steered, name, view.styles),
                     f"steer-{name}",
                     f"Reward {name} against its weight for every method",
                 )
@@ -62,7 +62,7 @@ def _page(store: Store) -> None:
     )
     against = right.selectbox("Against the weight of", view.objectives, key="against", bind="query-params")
     show(
-        charts_compare.steering_figure(steered, against, view.styles, watched, WATCHED[watched]),
+        charts.steering_figure(steered, against, view.styles, watched, WATCHED[watched]),
         "monitors",
         f"{WATCHED[watched]} against the weight of {against}",
     )
@@ -75,7 +75,7 @@ def _page(store: Store) -> None:
             "`dvc exp run -S training.alpha=0.1` adds a run at another."
         )
         return
-    figure = charts_compare.strength_figure(strengths, view.styles)
+    figure = charts.strength_figure(strengths, view.styles)
     show(figure, "strength", "KL to the reference policy against the KL strength alpha for every method")
     st.caption(
         "Means over the weightings, of the runs that can be compared with this one; each strength is a training."

@@ -3,13 +3,12 @@
 from typing import Any
 
 import charts
-import charts_many
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from common import View, choose_view, guarded, plain, show, without_reference
-from frontier_texts import texts
-from html_tables import LABEL, Column, show_answers, show_table
+from shared.common import View, choose_view, guarded, plain, show, without_reference
+from shared.tables import LABEL, Column, show_answers, show_table
+from shared.texts import texts
 
 from clp_lightning.report.labels import CAVEAT, difference_sentence, weighting_label
 from clp_lightning.report.run import comparison
@@ -57,7 +56,7 @@ def _picture(store: Store, view: View) -> None:
         )  # fmt: skip
     if kind == "rotatable":
         show(
-            charts_many.rotatable_figure(view.points, objectives, view.styles),
+            charts.rotatable_figure(view.points, objectives, view.styles),
             "rotatable",
             "Mean rewards of every method in 3D",
         )
@@ -65,7 +64,7 @@ def _picture(store: Store, view: View) -> None:
         return
     if kind == "parallel":
         show(
-            charts_many.parallel_figure(view.points, objectives, view.styles),
+            charts.parallel_figure(view.points, objectives, view.styles),
             "parallel",
             "Mean rewards of every point by objective",
         )
@@ -78,7 +77,7 @@ def _picture(store: Store, view: View) -> None:
         )
         coloured = right.selectbox("Coloured by", objectives, key="coloured", bind="query-params")
         own = view.points[view.points.method == method]
-        figure = charts_many.ternary_figure(own, objectives, coloured)
+        figure = charts.ternary_figure(own, objectives, coloured)
         clicked = show(
             figure, "ternary", f"Mean {coloured} of {method} by weighting", on_select="rerun", selection_mode="points"
         )

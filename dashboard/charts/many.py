@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
-from charts import FAINT, GRID, INK, REFERENCE, Styles, Trace, drawn, hover, scatter
+
+from charts.drawing import FAINT, GRID, INK, REFERENCE, Styles, Trace, drawn, hover, scatter
 
 SCALE = "Viridis"  # rises in lightness, the same for any colour vision
 

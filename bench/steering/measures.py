@@ -15,8 +15,18 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.subjects import GROUPS, RANK, SAMPLES, Gate, Subject, different_weightings, prepare, sample, steerable
-from bench.turns import StepTurns, entry, take_turns
+from bench.steering.subjects import (
+    GROUPS,
+    RANK,
+    SAMPLES,
+    Gate,
+    Subject,
+    different_weightings,
+    prepare,
+    sample,
+    steerable,
+)
+from bench.steering.turns import StepTurns, entry, take_turns
 
 ROWS = GROUPS * SAMPLES
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
@@ -177,14 +187,14 @@ def _shares(step: Callable[[], None]) -> dict[str, float]:
 
 def _memory(count: int, tiny: bool) -> float:
     """Peak resident memory of three training steps, MB."""
-    code = f"from bench.measures import peak; peak({count}, {tiny})"
+    code = f"from bench.steering.measures import peak; peak({count}, {tiny})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def peak(count: int, tiny: bool) -> None:
     """Train three steps and print this process's peak resident memory in MB."""
-    from bench.subjects import subject
+    from bench.steering.subjects import subject
 
     prepare(subject(tiny), count, 3, [])()
     status = Path("/proc/self/status").read_text()  # ru_maxrss would be that of the process which started this one

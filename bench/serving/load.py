@@ -1,4 +1,4 @@
-"""A server under load: `python -m bench.serve_load --model models/clp-full`; writes reports/serve_load.json.
+"""A server under load: `python -m bench.serving --model models/clp-full`; writes reports/serve_load.json.
 
 64 clients at once with a weighting each, the same load at one weighting, and one request at a time with the 64 weightings
 take turns on one `clp serve`. Afterwards every answer is compared with that of `SteerablePolicy.generate` for its text and
@@ -31,7 +31,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bench.serve_process import Served, busy_seconds, exchange
+from bench.serving.process import Served, busy_seconds, exchange
 from clp_lightning import weightings
 from clp_lightning.files import write_json
 from clp_lightning.policy.loading import answering_dtype
@@ -224,7 +224,3 @@ def _print(found: dict[str, Any], console: Console) -> None:
         f"{found['requests']} requests: {found['errors']} errors; {found['unequal']} answers differ from generate "
         f"({found['compared']} different ones compared)", highlight=False,
     )  # fmt: skip
-
-
-if __name__ == "__main__":
-    typer.run(main)

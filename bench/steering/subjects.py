@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from transformers import AutoTokenizer
 
-from bench.turns import StepTurns
+from bench.steering.turns import StepTurns
 from clp_lightning.config.methods import Dirichlet
 from clp_lightning.config.parameters import Generation, RandomModel, Training, load_config
 from clp_lightning.policy.base import write_pretrained, write_random

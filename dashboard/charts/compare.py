@@ -6,7 +6,8 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from charts import INK, REFERENCE, Styles, Trace, drawn, faint, room, scatter
+
+from charts.drawing import INK, REFERENCE, Styles, Trace, drawn, faint, room, scatter
 
 FEW = 4  # methods whose bands can be told apart
 # white to the blue of the theme: readable with any colour vision, also in grey

@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 from streamlit.testing.v1 import AppTest
 
-from bench.browsing import APP, PAGES, Visit, chromium, serving
+from bench.pages.browsing import APP, PAGES, Visit, chromium, serving
 from bench.store_scale import synthetic_store
 from clp_lightning.errors import ClpError
 from clp_lightning.store.queries import Store
@@ -25,7 +25,8 @@ from clp_lightning.store.queries import Store
 LARGEST = 400_000  # bytes of a picture in git
 QUIET_MS = 700  # without a change for so long, a page is finished
 SCRIPT = """
-import {page}, streamlit
+import streamlit
+from views import {page}
 from clp_lightning.store.queries import Store
 
 opened = streamlit.cache_resource(lambda: Store({store!r}))
@@ -124,7 +125,7 @@ def _scripts(store: Path) -> dict[str, float]:
     sys.path.insert(0, str(APP.parent))
     seconds = {}
     for title in PAGES:
-        script = SCRIPT.format(page=f"{title.lower()}_page", store=str(store))
+        script = SCRIPT.format(page=title.lower(), store=str(store))
         drawn = AppTest.from_string(script, default_timeout=60).run()
         started = time.monotonic()
         drawn.run()

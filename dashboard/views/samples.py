@@ -2,8 +2,8 @@
 
 import pandas as pd
 import streamlit as st
-from common import View, choose_document, choose_view, download, guarded, marked, steady, without_reference
-from html_tables import LABEL, MARKUP, Column, rewards_and_tokens, show_answers, show_table, weighting_labels
+from shared.common import View, choose_document, choose_view, download, guarded, marked, steady, without_reference
+from shared.tables import LABEL, MARKUP, Column, rewards_and_tokens, show_answers, show_table, weighting_labels
 
 from clp_lightning.store.queries import REFERENCE, Store
 

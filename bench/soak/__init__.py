@@ -1,0 +1,1 @@
+"""Scheduled retraining under `kill -9`: `python -m bench.soak`."""

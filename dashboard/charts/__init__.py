@@ -1,0 +1,57 @@
+"""Figures from data frames (`Store.points`, `Store.metrics`); they know no Streamlit, so that a test can draw them.
+
+May import: clp_lightning.report (labels), clp_lightning.frontier.
+"""
+
+from charts.compare import cost_figure, history_figure, matrix_figure, stages_figure, steering_figure, strength_figure
+from charts.drawing import (
+    FAINT,
+    FEW,
+    INK,
+    REFERENCE,
+    REFERENCE_COLOUR,
+    Key,
+    Styles,
+    drawn,
+    faint,
+    hover,
+    room,
+    scatter,
+    shade,
+    themed,
+    weighting,
+)
+from charts.many import parallel_figure, rotatable_figure, ternary_figure
+from charts.plane import add_stars, attainment_bands, frontier_figure, hypervolume_figure, stairs
+
+__all__ = [
+    "FAINT",
+    "FEW",
+    "INK",
+    "REFERENCE",
+    "REFERENCE_COLOUR",
+    "Key",
+    "Styles",
+    "add_stars",
+    "attainment_bands",
+    "cost_figure",
+    "drawn",
+    "faint",
+    "frontier_figure",
+    "history_figure",
+    "hover",
+    "hypervolume_figure",
+    "matrix_figure",
+    "parallel_figure",
+    "room",
+    "rotatable_figure",
+    "scatter",
+    "shade",
+    "stages_figure",
+    "stairs",
+    "steering_figure",
+    "strength_figure",
+    "ternary_figure",
+    "themed",
+    "weighting",
+]
