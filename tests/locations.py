@@ -5,8 +5,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from clp_lightning.config.recipes import compose
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 DEFAULT: dict[str, Any] = YAML(typ="safe", pure=True).load(REPOSITORY / "params.yaml")
@@ -14,4 +12,6 @@ DEFAULT: dict[str, Any] = YAML(typ="safe", pure=True).load(REPOSITORY / "params.
 
 def recipe_values(name: str) -> dict[str, Any]:
     """Return a recipe's parameters, composed."""
+    from clp_lightning.config.recipes import compose  # OmegaConf, which a GPU's machine may lack
+
     return YAML(typ="safe", pure=True).load(compose(name, REPOSITORY)[1])

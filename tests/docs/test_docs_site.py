@@ -170,7 +170,7 @@ def test_a_browser_asks_no_other_host_and_finds_a_key(built, width):
             )
             page.on("console", lambda message: message.type == "error" and problems.append(message.text))
             page.on("pageerror", lambda error: problems.append(str(error)))
-            for name in ("index", "reference/parameters", "reference/commands", "reference/python/policy"):
+            for name in ("index", "reference/parameters", "reference/commands", "reference/python/policy.steerable"):
                 page.goto(f"{address}{name}.html", wait_until="networkidle")
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, name
             if width < 800:

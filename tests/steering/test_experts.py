@@ -296,3 +296,15 @@ def test_a_model_without_such_layers_says_what_it_has():
     nothing = Layers(attention="none", mlp="none", logits="none")
     with pytest.raises(UsageError, match=r"name its layers .*; it has gpt_neox.layers.N.attention.query_key_value"):
         Experts(model, conditioning="full", experts=1, rank=1, layers=nothing)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4])
+def test_a_frozen_layers_output_is_aligned_for_attention_on_a_gpu(rank, llama):
+    # seen on an H200: with rank 3 and two experts a row had 38 numbers, and attention refused it ("not correctly aligned")
+    policy = make_policy(llama, rank=rank)
+    layer = policy.experts.layers["model.layers.0.self_attn.q_proj"]
+    with policy.experts.steer(policy.coefficients({"a": 1.0}, 2)), policy.experts.frozen():
+        frozen = layer(torch.ones(2, 3, layer.base.in_features))
+        assert frozen.stride(1) % 8 == 0
+    with policy.experts.steer(policy.coefficients({"a": 1.0}, 2)):
+        torch.testing.assert_close(frozen, layer(torch.ones(2, 3, layer.base.in_features)))

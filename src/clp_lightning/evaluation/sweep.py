@@ -79,7 +79,7 @@ def evaluate(
 
 @torch.no_grad()
 def _sample(policy: SteerablePolicy, weighting: np.ndarray | None, sweep: Sweep) -> pd.DataFrame:
-    generator = torch.Generator(device=policy.model.device).manual_seed(sweep.seed)
+    generator = torch.Generator().manual_seed(sweep.seed)
     samples, parts = sweep.samples * sweep.best_of, []
     for start in range(0, len(sweep.prompts), sweep.batch_size):
         batch = sweep.prompts.iloc[start : start + sweep.batch_size]

@@ -26,7 +26,7 @@ def reward_model(config: Config, name: str) -> None:
 
     settings, pairs = config.reward_models[name], paths.PAIRS / name
     checkpoints = paths.checkpoints(f"reward_model-{name}", settings, config.seed, pairs)
-    metrics = train_reward_model(settings, config.seed, pairs, paths.MODELS / name, checkpoints)
+    metrics = train_reward_model(settings, config.seed, pairs, paths.MODELS / name, checkpoints, config.compute.device)
     with atomic(paths.REPORTS / "curves" / f"reward_model-{name}.csv") as beside:
         shutil.copyfile(paths.MODELS / name / "training_curve.csv", beside)
     records.metrics(f"reward_model-{name}", metrics)

@@ -27,16 +27,31 @@ from clp_lightning.errors import ClpError, UsageError
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
-@functools.lru_cache(maxsize=1)
-def hardware_dtype() -> torch.dtype:
-    """Return bfloat16 where the processor computes it in hardware *and* faster than float32, float32 elsewhere.
+def chosen_device(setting: str | None = None) -> torch.device:
+    """Return the device that `compute.device` ("auto" or None, "cpu", "cuda") means for this process.
+
+    Of several GPUs it is the one of the process's rank: torchrun and Lightning set LOCAL_RANK. A GPU that is asked for and not
+    there is a `ClpError`. Apple's is not taken by itself: sampling needs float64, which it lacks.
+    """
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ClpError("compute.device: cuda, but torch finds no GPU; use auto or cpu")
+    if setting == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@functools.cache
+def hardware_dtype(kind: str | None = None) -> torch.dtype:
+    """Return bfloat16 where the device computes it in hardware *and* faster than float32, float32 elsewhere.
+
+    `kind` is the device's, "cpu" or "cuda"; by default that of `chosen_device`.
 
     Some processors with AVX512-bf16 multiply bfloat16 matrices at half the speed of float32 ones (docs/log.md), so on a CPU
     a layer-sized product decides, measured in turns, a third of a second in all: with one thread and often enough that both
     find a moment of their own on a busy machine (fewer turns with more threads now and then chose the slower one).
     """
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if (kind or chosen_device().type) == "cuda":  # older cards emulate bfloat16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
         return torch.float32
     seconds: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
@@ -57,11 +72,9 @@ def hardware_dtype() -> torch.dtype:
 
 def placement(compute: Compute) -> dict[str, Any]:
     """Return dtype and device for `load_base` that the section `compute` asks for; a GPU that is not there is a `ClpError`."""
-    if compute.device == "cuda" and not torch.cuda.is_available():
-        raise ClpError("compute.device: cuda, but torch finds no GPU; use auto or cpu")
     return {
         "dtype": None if compute.dtype == "auto" else getattr(torch, compute.dtype),
-        "device": None if compute.device == "auto" else compute.device,
+        "device": str(chosen_device(compute.device)),
     }
 
 
@@ -75,7 +88,7 @@ def answering_dtype(name: str = "auto") -> torch.dtype:
         raise UsageError(f"dtype: expected one of {', '.join(PRECISIONS)}, but found {name!r}")
     if name != "auto":
         return getattr(torch, name)
-    return hardware_dtype() if torch.cuda.is_available() else torch.float32
+    return hardware_dtype("cuda") if chosen_device().type == "cuda" else torch.float32
 
 
 @functools.cache
@@ -120,10 +133,10 @@ def load_base(
         raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
     keep_freed_memory()
     prepare_vector_math()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or str(chosen_device())
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
     auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    dtype = dtype or hardware_dtype()
+    dtype = dtype or hardware_dtype(torch.device(device).type)
     if quantization is None:
         model = auto.from_pretrained(str(folder), dtype=dtype, local_files_only=True).to(device)
     else:

@@ -136,7 +136,7 @@ class SteerablePolicy(TokenPolicy):
         if not prompts:
             raise UsageError("no prompts; give at least one text")
         coefficients = self.coefficients(weightings, len(prompts), alphas)
-        generator = torch.Generator(device=self.model.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         texts: list[str] = []
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)

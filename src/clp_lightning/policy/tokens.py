@@ -107,9 +107,12 @@ class TokenPolicy:
         return stacked(self.steps(prompts, coefficients, uniform, samples=samples, temperature=temperature))
 
     def random_numbers(self, rows: int, generator: torch.Generator | None, tokens: int | None = None) -> Tensor:
-        """Draw what `rows` responses are sampled with, float64 [rows, T]; T is the longest response by default."""
+        """Draw what `rows` responses are sampled with, float64 [rows, T]; T is the longest response by default.
+
+        They are drawn on the CPU, so that a seed means the same on every device.
+        """
         size = rows, tokens or self.generation.max_new_tokens
-        return torch.rand(size, generator=generator, device=self.model.device, dtype=torch.float64)
+        return torch.rand(size, generator=generator, dtype=torch.float64).to(self.model.device)
 
     def steps(
         self, prompts: Prompts, coefficients: Tensor | None, uniform: Tensor, *, samples: int, temperature: float

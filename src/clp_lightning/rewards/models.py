@@ -35,8 +35,9 @@ class Learned:
         max_tokens: int | None = None,
         allow_pickle: bool = False,
         root: Path = Path("."),
+        device: str | None = None,
     ) -> None:
-        self.model, self.root, self.batch_size = str(model), root, batch_size
+        self.model, self.root, self.batch_size, self.device = str(model), root, batch_size, device
         self.index, self.template, self.max_tokens, self.allow_pickle = index, template, max_tokens, allow_pickle
         self._loaded: Any = None
 
@@ -80,8 +81,9 @@ class Learned:
 
     def _load(self) -> Any:
         if self._loaded is None:
-            import torch
             from transformers import AutoModelForSequenceClassification
+
+            from clp_lightning.policy.loading import chosen_device
 
             model, tokenizer = _load(
                 AutoModelForSequenceClassification, self.model, self.root, allow_pickle=self.allow_pickle
@@ -95,7 +97,7 @@ class Learned:
             if self.template != "pair":
                 tokenizer.truncation_side = "left"  # the response is at the end
             set_padding(model, tokenizer)
-            self._loaded = (model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+            self._loaded = (model.to(chosen_device(self.device)), tokenizer)
         return self._loaded
 
 
@@ -103,9 +105,16 @@ class Encoder:
     """Mean-pooled last hidden states of a transformers encoder, which is loaded at first use."""
 
     def __init__(
-        self, model: Path | str, *, batch_size: int = 64, max_tokens: int = MAX_TOKENS, root: Path = Path(".")
+        self,
+        model: Path | str,
+        *,
+        batch_size: int = 64,
+        max_tokens: int = MAX_TOKENS,
+        root: Path = Path("."),
+        device: str | None = None,
     ) -> None:
         self.model, self.root, self.batch_size, self.max_tokens = str(model), root, batch_size, max_tokens
+        self.device = device
         self._loaded: Any = None
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -114,8 +123,11 @@ class Encoder:
         from torch.nn import functional
         from transformers import AutoModel
 
+        from clp_lightning.policy.loading import chosen_device
+
         if self._loaded is None:
-            self._loaded = _load(AutoModel, self.model, self.root, allow_pickle=False)
+            model, tokenizer = _load(AutoModel, self.model, self.root, allow_pickle=False)
+            self._loaded = (model.to(chosen_device(self.device)), tokenizer)
         model, tokenizer = self._loaded
         unique = list(dict.fromkeys(texts))  # a sweep repeats its documents at every weighting
         parts = []
@@ -126,11 +138,11 @@ class Encoder:
                 max_length=self.max_tokens,
                 padding=True,
                 return_tensors="pt",
-            )
+            ).to(model.device)
             with torch.inference_mode():
                 states = model(**tokens).last_hidden_state
             mask = tokens["attention_mask"][..., None]
-            parts.append(functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).double().numpy())
+            parts.append(functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).double().cpu().numpy())
         index = {text: row for row, text in enumerate(unique)}
         return np.concatenate(parts)[[index[text] for text in texts]]
 

@@ -43,9 +43,10 @@ class ReferenceReward(Protocol):
 # keys of a section that change how scores are computed, but not the scores
 UNSCORED = ("cache", "batch_size", "timeout", "retries", "token_env", "max_unreadable")
 
-# kind in params.yaml -> reward; a plug-in adds its kind here and its section to config_rewards.py
-REGISTRY: dict[str, Callable[[Any, Path], Reward | ReferenceReward]] = {
-    "learned": lambda section, root: Learned(
+# kind in params.yaml -> reward of (section, project folder, compute.device); a plug-in adds its kind here and its section to
+# config/rewards.py
+REGISTRY: dict[str, Callable[[Any, Path, str], Reward | ReferenceReward]] = {
+    "learned": lambda section, root, device: Learned(
         section.model,
         section.batch_size,
         index=section.index,
@@ -53,19 +54,22 @@ REGISTRY: dict[str, Callable[[Any, Path], Reward | ReferenceReward]] = {
         max_tokens=section.max_tokens,
         allow_pickle=section.allow_pickle,
         root=root,
+        device=device,
     ),
-    "brevity": lambda section, root: Brevity(section.min_words),
-    "length": lambda section, root: Length(section),
-    "regex": lambda section, root: Pattern(section),
-    "readability": lambda section, root: Readability(),
-    "rouge": lambda section, root: Rouge(section.metric),
-    "similarity": lambda section, root: Similarity(
-        Encoder(section.encoder, batch_size=section.batch_size, max_tokens=section.max_tokens, root=root),
+    "brevity": lambda section, root, device: Brevity(section.min_words),
+    "length": lambda section, root, device: Length(section),
+    "regex": lambda section, root, device: Pattern(section),
+    "readability": lambda section, root, device: Readability(),
+    "rouge": lambda section, root, device: Rouge(section.metric),
+    "similarity": lambda section, root, device: Similarity(
+        Encoder(
+            section.encoder, batch_size=section.batch_size, max_tokens=section.max_tokens, root=root, device=device
+        ),
         to_reference=section.to == "reference",
     ),
-    "python": Function,
-    "http": lambda section, root: Http(section),
-    "judge": lambda section, root: Judge(section),
+    "python": lambda section, root, device: Function(section, root),
+    "http": lambda section, root, device: Http(section),
+    "judge": lambda section, root, device: Judge(section),
 }
 
 
@@ -97,7 +101,7 @@ class RewardSet:
         """Build the rewards of `params.yaml`; `normalization` is the file that the stage of that name wrote."""
         built, caches = {}, {}
         for name, section in config.rewards.items():
-            built[name] = _named(name, REGISTRY[section.kind], section, root)
+            built[name] = _named(name, REGISTRY[section.kind], section, root, config.compute.device)
             if section.cache != "none":
                 source = getattr(built[name], "source", None)  # another file for other code
                 caches[name] = Cache(disk_file(name, section, root, source) if section.cache == "disk" else None)
@@ -174,13 +178,13 @@ def measure_normalization(raw: np.ndarray, objectives: Sequence[str]) -> dict[st
 class Monitors:
     """Metrics that show reward hacking: ROUGE-L to the reference summary, coverage of the document, distinct bigrams."""
 
-    def __init__(self, encoder: str) -> None:
-        self._embed, self._rouge = Encoder(encoder), Rouge("rougeL")
+    def __init__(self, encoder: str, device: str | None = None) -> None:
+        self._embed, self._rouge = Encoder(encoder, device=device), Rouge("rougeL")
 
     @classmethod
     def from_config(cls, config: Config) -> "Monitors":
         """Use the encoder that params.yaml names."""
-        return cls(config.encoder)
+        return cls(config.encoder, config.compute.device)
 
     def __call__(
         self, documents: Sequence[str], references: Sequence[str], responses: Sequence[str]

@@ -59,7 +59,7 @@ def request(
         entries = len(policy.objectives if policy.listed is None else policy.listed)
         coefficients = torch.zeros(1, entries, device=policy.model.device)
     tokens = min(max_tokens or policy.generation.max_new_tokens, policy.generation.max_new_tokens)
-    generator = torch.Generator(device=policy.model.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     uniform = policy.random_numbers(1, generator, tokens)[0]
     return Request(prompt, coefficients, temperature, uniform, stop, deliver, streamed)
 

@@ -94,7 +94,7 @@ class Playground:
         weighting = None if setting.weighting is None else np.asarray(setting.weighting, dtype=np.float64)[None]
         coefficients = policy.coefficients(weighting, 1, setting.alpha if weighting is not None else None)
         prompts = policy.tokenize([text], coefficients)
-        generator = torch.Generator(device=policy.model.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         uniform = policy.random_numbers(1, generator)
         tokens = []
         for step in policy.steps(prompts, coefficients, uniform, samples=1, temperature=temperature):

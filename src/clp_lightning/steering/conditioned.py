@@ -80,7 +80,7 @@ class LowRankLinear(ConditionedLinear):
         a = torch.empty(experts * rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.a = nn.Parameter(a.to(device))  # float32: small steps vanish in bfloat16
         self.b = nn.Parameter(torch.zeros(base.out_features, experts * rank, device=device))
-        self.stacked: Tensor | None = None  # W over A, [out + M*r, in]
+        self.stacked: Tensor | None = None  # W over A over zeros, [out + M*r and up to 7 more, in]
         self.frozen: tuple[Tensor, Tensor | None, Tensor, list[int]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class LowRankLinear(ConditionedLinear):
         if self.frozen is None or scale is None:
             return super().forward(x)
         stacked, bias, b, sizes = self.frozen  # found once, not in modules for every layer and token
-        y, inner = functional.linear(x, stacked, bias).split_with_sizes(sizes, -1)
+        y, inner, *_ = functional.linear(x, stacked, bias).split_with_sizes(sizes, -1)
         y.flatten(0, -2).addmm_((inner * scale).flatten(0, -2), b)
         return y
 
@@ -108,15 +108,14 @@ class LowRankLinear(ConditionedLinear):
             return
         a, b = (parameter.detach().to(dtype) for parameter in self.own())
         if self.stacked is None or self.stacked.data_ptr() != weight.data_ptr():  # never made, or the model was moved
-            self.stacked = torch.cat([weight.data, a.to(weight)])
+            # y is a part of the product: a row's length in whole groups of 8 keeps it aligned for attention on a GPU
+            unused = a.new_zeros(-(len(weight) + len(a)) % 8, a.shape[1])
+            self.stacked = torch.cat([weight.data, a.to(weight), unused.to(weight)])
             weight.data = self.stacked[: len(weight)]  # in place: an embedding that is tied to it stays tied
-        self.stacked[len(weight) :] = a
-        self.frozen = (
-            self.stacked,
-            None if bias is None else functional.pad(bias, (0, len(a))),
-            b.T,
-            [len(weight), len(a)],
-        )
+        sizes = [len(weight), len(a), len(self.stacked) - len(weight) - len(a)]
+        self.stacked[len(weight) : len(weight) + len(a)] = a
+        padded = None if bias is None else functional.pad(bias, (0, len(self.stacked) - len(bias)))
+        self.frozen = (self.stacked, padded, b.T, sizes)
 
     def thaw(self) -> None:
         """Go on with the parameters themselves."""

@@ -21,6 +21,7 @@ from clp_lightning.data.pairs import UNSEEN_KINDS
 from clp_lightning.data.splits import read_split
 from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic, write_curve
+from clp_lightning.policy.loading import chosen_device
 from clp_lightning.rewards.models import Learned, fitting, set_padding
 from clp_lightning.training.trainer import StepModule, fit
 
@@ -84,7 +85,9 @@ class RewardModule(StepModule):
         return loss
 
 
-def train_reward_model(settings: RewardModel, seed: int, pairs: Path, out: Path, checkpoints: Path) -> dict[str, Any]:
+def train_reward_model(
+    settings: RewardModel, seed: int, pairs: Path, out: Path, checkpoints: Path, device: str | None = None
+) -> dict[str, Any]:
     """Train on `pairs`/train, write the folder `out`, return held-out pairwise accuracy overall and per kind.
 
     Accuracies come with Clopper-Pearson 95 % intervals. Resumes from the last checkpoint in `checkpoints`.
@@ -93,7 +96,7 @@ def train_reward_model(settings: RewardModel, seed: int, pairs: Path, out: Path,
     torch.manual_seed(seed)
     model, tokenizer = _classifier(encoder)
     module = RewardModule(
-        model.train(),
+        model.to(chosen_device(device)).train(),
         tokenizer,
         read_split(pairs, "train"),
         steps=settings.steps,
@@ -108,7 +111,7 @@ def train_reward_model(settings: RewardModel, seed: int, pairs: Path, out: Path,
         tokenizer.model_max_length = settings.max_tokens  # who loads the folder reads as much as it was trained on
         tokenizer.save_pretrained(beside)
         write_curve(module.curve, beside / "training_curve.csv")
-    return pairwise_accuracy(Learned(out), read_split(pairs, "heldout"))
+    return pairwise_accuracy(Learned(out, device=device), read_split(pairs, "heldout"))
 
 
 def _classifier(encoder: str) -> tuple[Any, Any]:

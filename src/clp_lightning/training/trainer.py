@@ -22,6 +22,11 @@ class StepModule(LightningModule):
         self.steps, self.accumulate = steps, accumulate  # optimizer steps, and micro-batches of each
         self.curve: list[dict[str, float]] = []
 
+    @property
+    def home(self) -> torch.device:
+        """Where the parameters lie before and after a training, and hence where it runs."""
+        return next(self.parameters()).device
+
     def train_dataloader(self) -> DataLoader:
         """One item per micro-batch; what it reads follows from its number alone, also after a resume."""
         return DataLoader(range(self.steps * self.accumulate), batch_size=None)  # type: ignore[arg-type]
@@ -64,11 +69,12 @@ def fit(
     `module.trainer.is_global_zero` is true, should write results.
     """
     quiet()
+    home = module.home
     trainer = Trainer(
         max_steps=module.steps,
-        accelerator="auto",
-        devices=devices,
-        strategy=_strategy(devices),
+        accelerator=home.type,
+        devices=[home.index or 0] if home.type == "cuda" and devices == 1 else devices,
+        strategy=_strategy(devices, home.type),
         accumulate_grad_batches=module.accumulate,
         logger=False,
         plugins=[SafeCheckpointIO()],
@@ -90,9 +96,10 @@ def fit(
     )
     last = last_checkpoint(checkpoints)
     trainer.fit(module, ckpt_path=str(last) if last else None)
+    module.to(home)  # Lightning takes what it trained to the CPU; the frozen base, which it does not know, stays
 
 
-def _strategy(devices: int) -> Any:
+def _strategy(devices: int, kind: str) -> Any:
     if devices == 1:
         return "auto"
-    return DDPStrategy(process_group_backend="nccl" if torch.cuda.is_available() else "gloo")
+    return DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo")
