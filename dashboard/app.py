@@ -2,13 +2,15 @@
 
 import argparse
 import functools
+import importlib
 import os
+import pkgutil
 
 # As `clp` does, before torch is loaded: threads that wait should not starve what runs beside the page.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import streamlit as st
-from views import dominance, frontier, playground, runs, samples, steering
+import views
 
 from clp_lightning.store.queries import Store
 
@@ -43,18 +45,12 @@ body::after { font-family: "Source Code Pro" }
 st.set_page_config(page_title="CLP Lightning", layout="wide")
 st.html(FONTS)
 store = open_store(store_path())
-PAGES = {
-    "Frontier": frontier,
-    "Dominance": dominance,
-    "Steering": steering,
-    "Samples": samples,
-    "Playground": playground,
-    "Runs": runs,
-}
+modules = [importlib.import_module(f"views.{found.name}") for found in pkgutil.iter_modules(views.__path__)]
+PAGES = {module.__name__.rpartition(".")[2].title(): module for module in sorted(modules, key=lambda each: each.PLACE)}
 page = st.navigation(
     [
-        st.Page(functools.partial(module.page, store), title=title, url_path=title.lower(), default=title == "Frontier")
-        for title, module in PAGES.items()
+        st.Page(functools.partial(module.page, store), title=title, url_path=title.lower(), default=not number)
+        for number, (title, module) in enumerate(PAGES.items())
     ],
     position="top",
 )

@@ -11,6 +11,8 @@ from clp_lightning.report.labels import CAVEAT
 from clp_lightning.store.queries import Store
 from clp_lightning.store.runs import over_seeds, siblings
 
+PLACE = 2  # among the pages
+
 
 def page(store: Store) -> None:
     """Draw the page."""

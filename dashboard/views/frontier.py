@@ -15,6 +15,8 @@ from clp_lightning.report.run import comparison
 from clp_lightning.store.queries import REFERENCE, Store
 from clp_lightning.store.runs import attainment, siblings
 
+PLACE = 1  # among the pages
+
 # Pictures of a frontier by the number of objectives (4: four and more), the first is the default.
 KINDS = {1: ["plane"], 2: ["plane"], 3: ["plane", "weightings", "rotatable"], 4: ["parallel", "plane"]}
 PICTURES = {

@@ -15,6 +15,8 @@ from clp_lightning.errors import ClpError
 from clp_lightning.report.labels import weighting_label
 from clp_lightning.store.queries import Store
 
+PLACE = 5  # among the pages
+
 OWN = "a text of my own"
 LONGEST = 20_000  # characters
 PANES = (("A", "#0072B2"), ("B", "#D55E00"))  # their colours in the panes and on the plot

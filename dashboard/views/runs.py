@@ -14,6 +14,8 @@ from clp_lightning.errors import ClpError
 from clp_lightning.report.labels import method_styles
 from clp_lightning.store.queries import Store
 
+PLACE = 6  # among the pages
+
 
 def page(store: Store) -> None:
     """Draw the page."""

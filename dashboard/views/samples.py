@@ -7,6 +7,8 @@ from shared.tables import LABEL, MARKUP, Column, rewards_and_tokens, show_answer
 
 from clp_lightning.store.queries import REFERENCE, Store
 
+PLACE = 4  # among the pages
+
 LIMIT = 200  # answers in a list
 
 

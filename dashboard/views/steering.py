@@ -10,6 +10,8 @@ from clp_lightning.errors import ClpError
 from clp_lightning.store.queries import Store
 from clp_lightning.store.runs import obstacles
 
+PLACE = 3  # among the pages
+
 WATCHED = {"kl": "KL to the reference policy (nats per answer)", "length": "length (tokens)",
            "coverage": "coverage of the document (cosine)", "rouge_l": "ROUGE-L to the reference summary",
            "distinct_2": "distinct bigrams (share)"}  # fmt: skip
