@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clp_lightning.errors import ClpError
-from clp_lightning.files import atomic, fingerprint, read_json, write_json
+from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.files import atomic, check_replaceable, file_at, fingerprint, read_json, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -41,11 +41,8 @@ def test_folder_takes_the_place_of_the_old_one_and_nothing_of_it_stays(tmp_path)
     assert names(tmp_path / "folder") == ["second"]
 
 
-def test_file_may_take_the_place_of_a_folder_and_the_reverse(tmp_path):
-    (tmp_path / "x").mkdir()
-    with atomic(tmp_path / "x") as beside:
-        beside.write_text("file")
-    assert (tmp_path / "x").read_text() == "file"
+def test_folder_may_take_the_place_of_a_file(tmp_path):
+    (tmp_path / "x").write_text("file")
     with atomic(tmp_path / "x") as beside:
         beside.mkdir()
     assert (tmp_path / "x").is_dir()
@@ -96,7 +93,7 @@ def test_file_that_grows_over_a_limit_is_one_line_and_keeps_the_old(tmp_path):
     (tmp_path / "x").write_text("old")
     code = """
 import resource, signal
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.files import atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -141,8 +138,9 @@ with atomic("x") as beside:
     assert names(tmp_path / "x") == [] if kind == "folder" else (tmp_path / "x").read_text() == "old"
     assert names(tmp_path) == [".x.partial", "x"]
     with atomic(tmp_path / "x") as beside:
-        beside.write_text("new")
-    assert (tmp_path / "x").read_text() == "new"
+        beside.mkdir() if kind == "folder" else beside.write_text("new")
+        (beside / "new").touch() if kind == "folder" else None
+    assert names(tmp_path / "x") == ["new"] if kind == "folder" else (tmp_path / "x").read_text() == "new"
     assert names(tmp_path) == ["x"]
 
 
@@ -235,3 +233,44 @@ def test_files_get_the_mode_that_open_gives(tmp_path):
         beside.mkdir()
         os.close(os.open(beside / "tensors", os.O_CREAT | os.O_WRONLY, 0o600))
     assert (tmp_path / "folder" / "tensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "thesis.txt").write_text("mine")
+    with (
+        pytest.raises(ClpError, match="is a folder, and a file never takes the place of one"),
+        atomic(tmp_path / "reports") as beside,
+    ):
+        beside.write_text("new")
+    assert names(tmp_path) == ["reports"] and names(tmp_path / "reports") == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_name_that_is_none_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="name a file or folder in it"), atomic(name):
+        raise AssertionError("the block must not run")
+
+
+def test_a_folder_for_a_file_gets_it_under_its_own_name(tmp_path):
+    assert file_at(tmp_path, "report.html") == tmp_path / "report.html"
+    assert file_at(tmp_path / "new.html", "report.html") == tmp_path / "new.html"
+
+
+def test_only_a_folder_of_ours_is_replaceable(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "clp.json").touch()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.safetensors").touch()
+    for name in ("empty", "ours", "not-there"):
+        check_replaceable(tmp_path / name, "clp.json")
+    with pytest.raises(UsageError, match="holds files that this command did not write"):
+        check_replaceable(tmp_path / "theirs", "clp.json")
+    with pytest.raises(UsageError, match="a file of this name"):
+        check_replaceable(tmp_path / "ours" / "clp.json", "clp.json")
+    monkeypatch.chdir(tmp_path / "ours")
+    for name in (".", "..", str(tmp_path)):
+        with pytest.raises(UsageError, match="the folder you are in, or above it"):
+            check_replaceable(name, "clp.json")

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, UsageError
 
 _UMASK = os.umask(0o077)  # it can only be read by setting it, which is safe before threads start
 os.umask(_UMASK)
@@ -20,10 +21,12 @@ os.umask(_UMASK)
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a name beside `path` to write a file or folder to; it takes `path`'s place only if the block succeeds.
 
-    What a killed predecessor left is removed first. Raises `ClpError` when the disk is full or not writable; an error
-    of the block's own, also about other files, passes through.
+    What a killed predecessor left is removed first. Raises `ClpError` when the disk is full or not writable, and when a file
+    would take the place of a folder; an error of the block's own, also about other files, passes through.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise UsageError(f"{path}: this is the folder you are in, or above it; name a file or folder in it")
     beside, in_block = path.with_name(f".{path.name}.partial"), False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +35,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
         in_block = True
         yield beside
         in_block = False
+        if path.is_dir() and beside.is_file():
+            raise ClpError(f"{path} is a folder, and a file never takes the place of one; name a file in it")
         _settle(beside)
         _replace(beside, path)
     except OSError as error:
@@ -42,6 +47,36 @@ def atomic(path: Path | str) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # the error that is on its way says more
             _remove(beside)
+
+
+def file_at(path: Path, name: str) -> Path:
+    """Return where a file goes that a user asked for: `path` itself or, where that is a folder, `name` in it."""
+    return path / name if path.is_dir() else path
+
+
+def check_replaceable(folder: Path | str, mark: str) -> None:
+    """Raise `UsageError` unless a folder may be written: one that is not there, is empty, or is ours and has the file `mark`."""
+    folder = Path(folder)
+    if folder.name in ("", "..") or Path.cwd().is_relative_to(folder.resolve()):
+        raise UsageError(f"{folder}: this is the folder you are in, or above it; name another")
+    if folder.is_file():
+        raise UsageError(f"{folder}: there is a file of this name; name another folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise UsageError(
+            f"{folder}: holds files that this command did not write (it has no {mark}); name another folder"
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path | str) -> Iterator[None]:
+    """Let other processes that ask for this folder wait until the block is done; a process that dies lets go."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path | str, value: Any) -> None:

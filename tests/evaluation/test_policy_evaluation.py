@@ -39,7 +39,7 @@ def test_the_grid_on_the_test_prompts_gives_what_the_pipeline_measured(project):
 
 def test_the_champion_on_own_prompts(project):
     champion.keep("abc", "clp-full", champion.Path("results/clp-full"))
-    champion.crown("abc", "clp-full", "2026-01-01T00:00:00")
+    champion.crown("abc", "clp-full", "2026-01-01T00:00:00", against=None)
     (project / "own.txt").write_text("create bucket: [/b] The name of the bucket.\n\ndelete key\n", encoding="utf-8")
     command = ["evaluate", "--model", "champion", "--prompts", "own.txt", "--weighting", "brevity=1"]
     done = CliRunner().invoke(app, [*command, "--json", "--out", "answers.parquet"])

@@ -50,7 +50,7 @@ def team(smoke, tmp_path) -> Path:
     try:
         name = champion.identity("clp-full")
         champion.keep(name, "clp-full", Path("results/clp-full"))
-        champion.crown(name, "clp-full", "2026-01-01T00:00:00")
+        champion.crown(name, "clp-full", "2026-01-01T00:00:00", against=None)
     finally:
         os.chdir(here)
     return folder

@@ -1,5 +1,6 @@
 """Promotion: the rule on seeded cases, its share of false alarms, the champion's files, and the whole on a smoke run."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from results_factory import config
 
 from clp_lightning.config.parameters import load_config
 from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.files import locked
 from clp_lightning.pipeline import stages
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.promotion import challenger as promotion_stage
@@ -94,7 +96,8 @@ def train(content: str) -> None:
 def keep_and_crown(when: str) -> str:
     name = champion.identity("clp-full")
     champion.keep(name, "clp-full", champion.Path("results/clp-full"))
-    champion.crown(name, "clp-full", when)
+    before = champion.current()
+    champion.crown(name, "clp-full", when, against=None if before is None else before["id"])
     return name
 
 
@@ -164,10 +167,33 @@ def test_a_retrained_policy_is_decided_about_and_the_champion_answers_its_prompt
     assert policy.generate(["bucket: a name"], [{"brevity": 1.0}])
 
     command = [sys.executable, "-m", "clp_lightning.cli", "rollback"]
-    champion.crown(second["challenger"], "clp-full", "2026-01-01T00:00:00")
+    champion.crown(second["challenger"], "clp-full", "2026-01-01T00:00:00", against=champion.current()["id"])
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and first["challenger"] in done.stdout
     champion.CHAMPION.write_text("{")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("clp: error: cannot read models/champion.json")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_decision_about_another_champion_is_not_carried_out(project):
+    first = keep_and_crown("2026-01-01T00:00:00")
+    train("two")
+    second = keep_and_crown("2026-01-02T00:00:00")
+    champion.rollback("2026-01-03T00:00:00")  # by a person, while a scheduled run decides against the second
+    with pytest.raises(ClpError, match="the champion changed while this was decided"):
+        champion.crown(second, "clp-full", "2026-01-04T00:00:00", against=second)
+    assert champion.current()["id"] == first and champion.current()["rolled_back"] == [second]
+
+
+def test_a_rollback_waits_for_a_promotion_that_is_writing(project):
+    keep_and_crown("2026-01-01T00:00:00")
+    train("two")
+    keep_and_crown("2026-01-02T00:00:00")
+    with locked("models"):
+        waiting = subprocess.Popen([sys.executable, "-m", "clp_lightning.cli", "rollback"], stdout=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(3)
+        before = json.loads(champion.CHAMPION.read_text())
+    assert waiting.wait(30) == 0
+    assert json.loads(champion.CHAMPION.read_text())["id"] == before["history"][-1]

@@ -52,7 +52,10 @@ def evaluate(
     prompts: Annotated[
         Path | None, typer.Option(help="File with one prompt per line; the test prompts of the corpus without it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Parquet file for every answer with its rewards.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file for every answer with its rewards (or a folder for it)."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     params: Annotated[Path, typer.Option(help="Parameter file of the project.")] = Path("params.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -63,9 +66,10 @@ def evaluate(
     """
     from clp_lightning.config.parameters import load_config
     from clp_lightning.evaluation import on_demand
-    from clp_lightning.files import atomic
+    from clp_lightning.files import atomic, file_at
     from clp_lightning.promotion import champion
 
+    out = None if out is None else file_at(out, "evaluation.parquet")
     config, model = load_config(params), champion.resolve(model)
     points = on_demand.parse_points(weighting or [], config.objectives, config)
     own = None if prompts is None else on_demand.own_prompts(prompts)

@@ -87,7 +87,7 @@ def generate(
 
 
 def export(
-    out: Annotated[Path, typer.Argument(help="Folder to write; it is replaced.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; an earlier export there is replaced.")],
     weighting: Annotated[str, typer.Option(help="Trade-off to keep, e.g. informativeness=0.8,brevity=0.2.")],
     model: Annotated[
         Path, typer.Option(help="Folder of a steerable policy, or the word champion: the policy in use.")
@@ -112,9 +112,11 @@ def export(
 
     row = simplex.parse(weighting, objectives)
 
-    from clp_lightning.policy.export import load_dtype
+    from clp_lightning.files import check_replaceable
+    from clp_lightning.policy.export import NOTE, load_dtype
     from clp_lightning.policy.steerable import SteerablePolicy
 
+    check_replaceable(out, NOTE)  # before the model is loaded
     SteerablePolicy.from_pretrained(model, dtype=load_dtype(dtype)).export(row, out, format, alpha=alpha)
     loader = "transformers" if format == "hf" else "peft"
     print(f"wrote {out} at {simplex.describe(row.tolist(), objectives)}; {loader} loads it")

@@ -48,7 +48,9 @@ def frontier(
 
 
 def report(
-    out: Annotated[Path, typer.Argument(help="File to write; it is replaced.")] = Path("reports/report.html"),
+    out: Annotated[Path, typer.Argument(help="File to write (or a folder for it); an earlier one is replaced.")] = Path(
+        "reports/report.html"
+    ),
     store: Annotated[Path, typer.Option(help="The DuckDB file that the pipeline published.")] = Path("frontier.duckdb"),
     run: Annotated[str | None, typer.Option(help="Run to report; the newest by default.")] = None,
 ) -> None:
@@ -56,9 +58,11 @@ def report(
 
     Example: clp report --run 0123456789abcdef reports/report.html
     """
+    from clp_lightning.files import file_at
     from clp_lightning.report.html import write_html
     from clp_lightning.store.queries import Store
 
+    out = file_at(out, "report.html")
     write_html(Store(store), run, out)
     print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); any browser opens it, offline too")
 

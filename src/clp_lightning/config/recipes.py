@@ -14,6 +14,7 @@ from clp_lightning.errors import UsageError, one_line
 
 FOLDER, DEFAULT = Path("conf"), Path("params.yaml")
 REPLACE = "replace"
+HEAD = f"# {DEFAULT} with {FOLDER}/"  # how a composed file begins
 
 
 def recipes(root: Path | str = ".") -> list[str]:
@@ -42,9 +43,7 @@ def compose(recipe: str, root: Path | str = ".") -> tuple[Config, str]:
         raise UsageError(f"{file}: {error.full_key or ''}: {one_line(error)}; correct it there") from None
     assert isinstance(merged, DictConfig) and isinstance(values, dict)
     config = check_values({str(key): value for key, value in values.items()}, file)
-    head = (
-        f"# {DEFAULT} with {FOLDER}/{file.name} over it, written by `make repro RECIPE={recipe}`: change those two.\n"
-    )
+    head = f"{HEAD}{file.name} over it, written by `make repro RECIPE={recipe}`: change those two.\n"
     return config, head + OmegaConf.to_yaml(merged, resolve=True)
 
 

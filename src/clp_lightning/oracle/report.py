@@ -10,17 +10,22 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from clp_lightning.files import atomic
+from clp_lightning.errors import UsageError
+from clp_lightning.files import atomic, file_at
 from clp_lightning.oracle.run import OPTIMUM, STEPS, default_picture, run
 from clp_lightning.report.labels import method_styles
 from clp_lightning.report.picture import FAINT, INK, MARKERS
 
+PICTURES = (".png", ".svg")
 KEYS = ("method", "hypervolume_ratio", "regret_mean", "regret_max", "seconds")
 
 
 def report(objectives: int, alpha: float, seed: int, *, steps: int | None, picture: Path | None, as_json: bool) -> None:
     """Run the methods, print the comparison, and draw it into `picture` (by default a file in reports/)."""
-    steps = steps or STEPS
+    steps, path = steps or STEPS, default_picture(alpha, objectives, seed)
+    path = path if picture is None else file_at(picture, path.name)
+    if path.suffix.lower() not in PICTURES:
+        raise UsageError(f"--picture {path}: expected a name that ends in {' or '.join(PICTURES)}")
     with Progress(console=Console(stderr=True)) as bars:
         tasks: dict[str, Any] = {}
 
@@ -31,7 +36,6 @@ def report(objectives: int, alpha: float, seed: int, *, steps: int | None, pictu
 
         result = run(objectives, alpha, seed, steps=steps, progress=progress)
     _print(result, as_json=as_json)
-    path = picture or default_picture(alpha, objectives, seed)
     draw(result, path)
     print(f"picture: {path}", file=sys.stderr)
 

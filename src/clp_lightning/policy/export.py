@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from clp_lightning.errors import UsageError
-from clp_lightning.files import atomic, write_json
+from clp_lightning.files import atomic, check_replaceable, write_json
 from clp_lightning.steering.conditioned import LowRankLinear
 from clp_lightning.steering.experts import Experts
 
 FORMATS = ("hf", "peft")
+NOTE = "clp_export.json"  # says what was exported, and that the folder is an export
 
 
 def export(
@@ -21,12 +22,13 @@ def export(
     """Write a plain checkpoint (`hf`) or a PEFT adapter of its base (`peft`) for one row of coefficients [K], atomically.
 
     `note` goes into `clp_export.json`. `hf` consumes the model: its experts are merged in place. Raises `UsageError` for an
-    unknown format, and for full-rank experts as an adapter.
+    unknown format, for full-rank experts as an adapter, and for a folder that holds something else than an export.
     """
     if format not in FORMATS:
         raise UsageError(f"format: expected one of {', '.join(FORMATS)}, but found {format!r}")
     if format == "peft" and experts.rank == "full":
         raise UsageError("format: peft adapters are low-rank and this policy's experts are full-rank; export it as hf")
+    check_replaceable(out, NOTE)
     with atomic(out) as beside:
         if format == "hf":
             experts.merge(model, coefficients)
@@ -36,7 +38,7 @@ def export(
             beside.mkdir(parents=True)
             _write_adapter(model, experts, coefficients, beside)
             tokenizer.save_pretrained(beside)
-        write_json(beside / "clp_export.json", {"format": format, **note})
+        write_json(beside / NOTE, {"format": format, **note})
 
 
 def _write_adapter(model: Any, experts: Experts, coefficients: Tensor, folder: Path) -> None:

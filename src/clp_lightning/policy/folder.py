@@ -11,10 +11,11 @@ import torch
 from clp_lightning.config.data import Layers, Quantization
 from clp_lightning.config.parameters import Generation
 from clp_lightning.errors import ClpError
-from clp_lightning.files import atomic, read_json
+from clp_lightning.files import atomic, check_replaceable, read_json
 from clp_lightning.policy.loading import load_base
 from clp_lightning.steering.experts import Experts
 
+CARD = "clp.json"
 OLDER = {"chat": False, "end_token": None}  # what cards written before these settings existed mean
 
 
@@ -28,9 +29,7 @@ def read(
     """Load what `write` wrote, and its base, as the arguments of `SteerablePolicy`; `ClpError` when a part is missing."""
     if not folder.is_dir():
         raise ClpError(f"no model folder at {folder}; `make repro` writes models/clp-full")
-    card = read_json(
-        folder / "clp.json", remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full"
-    )
+    card = read_json(folder / CARD, remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full")
     # cards written before the setting existed mean None
     chosen = card.get("quantization") if quantization == "as trained" else quantization
     base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device, quantization=chosen)
@@ -63,7 +62,11 @@ def read(
 
 
 def write(folder: Path, experts: Experts, card: dict[str, Any]) -> None:
-    """Write experts and card atomically; `card` has what is not the experts' own."""
+    """Write experts and card atomically; `card` has what is not the experts' own.
+
+    Raises `UsageError` for a folder that holds something else than a policy.
+    """
+    check_replaceable(folder, CARD)
     card = card | {
         "conditioning": experts.conditioning,
         "rank": experts.rank,
@@ -75,4 +78,4 @@ def write(folder: Path, experts: Experts, card: dict[str, Any]) -> None:
         beside.mkdir()
         tensors = {name: tensor.contiguous() for name, tensor in experts.tensors().items()}
         safetensors.torch.save_file(tensors, beside / "experts.safetensors")
-        (beside / "clp.json").write_text(json.dumps(card, indent=2) + "\n")
+        (beside / CARD).write_text(json.dumps(card, indent=2) + "\n")

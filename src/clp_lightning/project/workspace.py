@@ -8,7 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from clp_lightning.config.recipes import compose
+from clp_lightning.config.recipes import HEAD, compose
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.files import atomic
 from clp_lightning.project.dvc_yaml import write_pipeline, write_text
@@ -24,6 +24,11 @@ def prepare(recipe: str, folder: Path | str, *, root: Path | str = ".") -> Path:
         raise UsageError(f"{folder}: not empty and not a workspace; name another folder")
     if folder.resolve() == root.resolve():
         raise UsageError(f"{folder}: this is the project itself; name another folder")
+    written = folder / "params.yaml"
+    if written.is_file() and not written.read_text(encoding="utf-8").startswith(HEAD):
+        raise UsageError(
+            f"{folder}: its params.yaml is not of a recipe, but somebody's own; name another folder, or remove it"
+        )
     config, parameters = compose(recipe, root)
     settings = (root / ".dvc" / "config").read_text(encoding="utf-8")
     # no_scm: a workspace lies in a folder that git ignores, or outside of any repository

@@ -46,7 +46,7 @@ def promote(config: Config) -> dict[str, Any] | None:
     }  # fmt: skip
     record_decision(paths.STORE, row)  # before the champion changes: a decision without effect is made again
     if decision.promoted:
-        champion.crown(name, method, now.isoformat(timespec="seconds"))
+        champion.crown(name, method, now.isoformat(timespec="seconds"), against=row["champion"])
     return row
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from clp_lightning.config.methods import REFERENCE
 from clp_lightning.errors import ClpError, UsageError
-from clp_lightning.files import atomic, fingerprint, read_json, write_json
+from clp_lightning.files import atomic, fingerprint, locked, read_json, write_json
 from clp_lightning.paths import CHAMPION, KEPT, MODELS
 
 # history: ids of earlier champions, the last one last. rolled_back: ids that people took back.
@@ -60,12 +60,18 @@ def resolve(model: Path) -> Path:
     return folder() if model == Path("champion") and not model.exists() else model
 
 
-def crown(name: str, method: str, when: str) -> None:
-    """Make a kept policy the champion; `when` is the time in ISO format. The file is swapped in atomically."""
-    before = current()
-    history = [] if before is None else [*before["history"], before["id"]]
-    entry = {"id": name, "method": method, "promoted_at": when, "history": history}
-    write_json(CHAMPION, entry | {"rolled_back": rolled_back(before)})
+def crown(name: str, method: str, when: str, *, against: str | None) -> None:
+    """Make a kept policy the champion in the place of `against`; `when` is the time in ISO format.
+
+    Raises `ClpError` when somebody made another policy the champion in the meantime: the decision was not about that one.
+    """
+    with locked(MODELS):  # read, changed and written by one process at a time: a rollback beside it is never lost
+        before = current()
+        if (None if before is None else before["id"]) != against:
+            raise ClpError(f"{CHAMPION}: the champion changed while this was decided; run `clp promote` again")
+        history = [] if before is None else [*before["history"], before["id"]]
+        entry = {"id": name, "method": method, "promoted_at": when, "history": history}
+        write_json(CHAMPION, entry | {"rolled_back": rolled_back(before)})
 
 
 def rollback(when: str) -> dict[str, Any]:
@@ -73,15 +79,16 @@ def rollback(when: str) -> dict[str, Any]:
 
     The policy that was taken back is not promoted again: the next scheduled run finds it still trained.
     """
-    now = current()
-    if now is None or not now["history"]:
-        raise UsageError(f"{CHAMPION}: there is no earlier champion to go back to")
-    *history, name = now["history"]
-    method = _method_of(name)
-    _check_kept(name, method)
-    entry = {"id": name, "method": method, "promoted_at": when, "history": history}
-    entry |= {"rolled_back": [*rolled_back(now), now["id"]]}
-    write_json(CHAMPION, entry)
+    with locked(MODELS):
+        now = current()
+        if now is None or not now["history"]:
+            raise UsageError(f"{CHAMPION}: there is no earlier champion to go back to")
+        *history, name = now["history"]
+        method = _method_of(name)
+        _check_kept(name, method)
+        entry = {"id": name, "method": method, "promoted_at": when, "history": history}
+        entry |= {"rolled_back": [*rolled_back(now), now["id"]]}
+        write_json(CHAMPION, entry)
     return entry
 
 
@@ -92,6 +99,11 @@ def rolled_back(entry: dict[str, Any] | None) -> list[str]:
 
 def forget(names: set[str]) -> None:
     """Take policies that are about to be removed out of the champion's history."""
+    with locked(MODELS):
+        _forget(names)
+
+
+def _forget(names: set[str]) -> None:
     entry = current()
     if entry is not None and names & set(entry["history"]):
         write_json(CHAMPION, entry | {"history": [name for name in entry["history"] if name not in names]})

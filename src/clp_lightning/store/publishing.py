@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -19,7 +18,7 @@ import pyarrow as pa
 from clp_lightning.config.methods import REFERENCE
 from clp_lightning.config.parameters import Config
 from clp_lightning.errors import ClpError
-from clp_lightning.files import atomic, fingerprint
+from clp_lightning.files import atomic, fingerprint, locked
 from clp_lightning.store.results import COSTS, MONITORS, MethodResults, columns, quoted, read_results
 from clp_lightning.store.schema import (
     CREATE,
@@ -91,7 +90,8 @@ def _rebuilding(store: Path) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path |
 
     What is in the way and cannot be read is renamed, never deleted.
     """
-    with _one_publisher(store), atomic(store) as beside:
+    # a second publisher waits for the first: both build the same file beside the store
+    with locked(store.parent), atomic(store) as beside:
         for wal in (_wal(beside), _wal(store)):  # of killed writers: DuckDB would replay it into a file it is not of
             wal.unlink(missing_ok=True)
         unreadable = store.exists() and not readable(store)
@@ -210,18 +210,6 @@ def _insert_rows(connection: duckdb.DuckDBPyConnection, run_id: str, found: Meth
                FROM read_parquet(?)""",
             [run_id, str(found.parquet)],
         )
-
-
-@contextlib.contextmanager
-def _one_publisher(store: Path) -> Iterator[None]:
-    """Let a second publisher wait for the first: both build the same file beside the store."""
-    store.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(store.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
 
 
 def _wal(path: Path) -> Path:
