@@ -117,7 +117,7 @@ def test_bad_rows_are_named_with_line_and_reason(tmp_path, name, content, option
         ("a.csv", "q,r\r\nx,1\r\n".encode("utf-16"), {}, "a.csv:1: not UTF-8 (byte 0xff); save the file as UTF-8"),
         ("a.csv", 'q,"r\nx,1\n', {}, "a.csv:1: the line with the names of the columns is not well-formed (unexpected end"),
         ("a.json", "{", {}, "a.json: not JSON"),
-        ("a.json", "{}", {}, "a.json: expected a list of objects"),
+        ("a.json", "3", {}, "a.json: expected a list of objects, or one object per line"),
         ("a.parquet", "no", {}, "a.parquet: not a readable Parquet file"),
         ("a.xlsx", "no", {}, "a.xlsx: files of the kind .xlsx are not read; use .csv"),
         ("a.csv", "q,r\nx,1\n", {"prompt": "{q"}, "data.prompt: not a template"),
@@ -232,6 +232,6 @@ def test_bad_pairs_are_named(tmp_path):
     assert [(problem.place, problem.text) for problem in problems] == [
         ("p.jsonl:1", "chosen and rejected are the same"),
         ("p.jsonl:2", "the two answers do not answer the same prompt"),
-        ("p.jsonl:3", "prompt, chosen or rejected is empty"),
+        ("p.jsonl:3", "rejected is empty"),
         ("p.jsonl:5", "the same pair as another row (p.jsonl:4)"),
     ]

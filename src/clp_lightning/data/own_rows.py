@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clp_lightning.config.data import ColumnSplits, GivenSplits, HashSplits, Preferences, Table
-from clp_lightning.data import transcripts
+from clp_lightning.data import texts, transcripts
 from clp_lightning.data.tables import Problem, Row, read_rows, text_of, value_of
 from clp_lightning.errors import ClpError, UsageError
 
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
+    ("validation", "valid", "val", "dev", "eval"), "validation"
+)
 ORDER = ("test", "validation", "train")  # of two equal prompts in two splits, the training row is the one to go
 GIVEN_VALIDATION = 0.1  # share of the training rows that becomes a validation split that a dataset does not have
 
@@ -129,7 +131,8 @@ def _example_of(config: Table) -> Callable[[Row], Example]:
             values = {name: text_of(row, name, "data.prompt") for name in fields}
             document = config.prompt.format(**values) if "{" in config.prompt else values[config.prompt]
         if config.reference is not None:
-            reference = text_of(row, config.reference, "data.reference")
+            given = value_of(row, config.reference, "data.reference")
+            reference = None if texts.missing(given) else text_of(row, config.reference, "data.reference")
         named = row.split if split is None else str(value_of(row, split, "data.splits.column"))
         document = document.strip()
         groups = document if group is None else str(value_of(row, group, "data.splits.group"))
@@ -141,35 +144,47 @@ def _example_of(config: Table) -> Callable[[Row], Example]:
 def _pair_of(config: Preferences) -> Callable[[Row], Pair]:
     def parse(row: Row) -> Pair:
         chosen, rejected = (value_of(row, name, "pairs") for name in (config.chosen, config.rejected))
-        if config.prompt is None:
+        if config.prompt is None or _whole(chosen, rejected):
             document, better, worse = transcripts.implicit_prompt(chosen, rejected)
+            if config.prompt is not None:
+                _check_prompt(value_of(row, config.prompt, "pairs.prompt"), document)
         else:
-            prompt = value_of(row, config.prompt, "pairs.prompt")
-            document = _transcript(prompt)
-            better, worse = _answer(chosen), _answer(rejected)
-        if not document.strip() or not better.strip() or not worse.strip():
-            raise ValueError("prompt, chosen or rejected is empty")
-        if better.strip() == worse.strip():
+            document = _transcript(value_of(row, config.prompt, "pairs.prompt"))
+            better, worse = _answer(chosen, "chosen"), _answer(rejected, "rejected")
+        found = zip((document, better, worse), ("the prompt", "chosen", "rejected"), strict=True)
+        document, better, worse = (texts.text(value, name) for value, name in found)
+        if better == worse:
             raise ValueError("chosen and rejected are the same")
-        return Pair(row.place, document.strip(), better.strip(), worse.strip())
+        return Pair(row.place, document, better, worse)
 
     return parse
 
 
+def _whole(chosen: Any, rejected: Any) -> bool:
+    """Whether both answers are conversations that begin with their prompt, as UltraFeedback has them beside it."""
+    return all(isinstance(value, list) and len(value) > 1 for value in (chosen, rejected))
+
+
+def _check_prompt(prompt: Any, document: str) -> None:
+    stated = _transcript(prompt).strip()
+    if stated not in (document, document.removeprefix("Human: ")) and not document.endswith(f"Human: {stated}"):
+        raise ValueError("chosen and rejected begin with another prompt than the prompt's column has")
+
+
 def _transcript(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
+    if not isinstance(prompt, list):
+        return texts.text(prompt, "the prompt")
     document, answer = transcripts.from_messages(prompt)
     return document if answer is None else f"{document}\n\nAssistant: {answer}"
 
 
-def _answer(value: Any) -> str:
+def _answer(value: Any, what: str) -> str:
     """Return an answer that is a text, or the only message of a list as TRL's conversational format has it."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0].get("content")
-    if not isinstance(value, str):
-        raise ValueError("chosen and rejected must be texts, or one message of the assistant each")
-    return value
+        value = transcripts.content_of(value[0], 1)
+    if isinstance(value, list | dict):
+        raise ValueError(f"{what} must be a text, or one message of the assistant")
+    return texts.text(value, what)
 
 
 def _fields(prompt: str) -> list[str]:
@@ -198,7 +213,10 @@ def _split_of(each: Example, config: Table, seed: int, problems: list[Problem]) 
         return "test" if rest < 0 else "validation" if rest < config.splits.validation else "train"
     if each.split is None:
         raise UsageError("data.splits: the source has no splits of its own; use the kind hash or column")
-    split = SPLIT_NAMES.get(each.split.strip().lower())
+    named = each.split.strip().lower()
+    for suffix in ("_prefs", "_sft"):  # UltraFeedback's
+        named = named.removesuffix(suffix)
+    split = SPLIT_NAMES.get(named)
     if split is None:
         problems.append(Problem(each.place, f"the split {each.split!r} is none of train, validation and test"))
     return split

@@ -4,15 +4,18 @@ What cannot be read becomes a `Problem` with its place, never a row that is sile
 """
 
 import csv
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from clp_lightning.data import texts
 from clp_lightning.errors import UsageError, one_line
 
-FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")  # each also with .gz behind it
 MEGABYTE = 1 << 20
 
 
@@ -47,10 +50,15 @@ def read_rows(source: str, subset: str | None, root: Path = Path(".")) -> Iterat
     path = root / source
     if path.is_file():
         yield from _file(path, source)
-    elif path.is_dir() or not (source.startswith((".", "/", "~")) or source.endswith(FILES) or source.count("/") > 1):
+    elif path.is_dir() or not _can_only_be_a_path(source):
         yield from _dataset(path if path.is_dir() else source, subset, source, root)
     else:
         raise UsageError(f"{source}: no such file or folder; correct the path")
+
+
+def _can_only_be_a_path(source: str) -> bool:
+    """Whether a name is none of a dataset on the hub."""
+    return source.startswith((".", "/", "~")) or source.removesuffix(".gz").endswith(FILES) or source.count("/") > 1
 
 
 def value_of(row: Row, column: str, key: str) -> Any:
@@ -65,24 +73,25 @@ def value_of(row: Row, column: str, key: str) -> Any:
 
 def text_of(row: Row, column: str, key: str) -> str:
     """Return a column's text without the space around it; raises `ValueError` for what is none, else as `value_of`."""
-    value = value_of(row, column, key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{column!r} is {'empty' if value is None or isinstance(value, str) else 'no text'}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"{column!r} holds half a character (a lone surrogate)")
-    return value.strip()
+    return texts.text(value_of(row, column, key), repr(column))
 
 
 def _file(path: Path, source: str) -> Iterator[Row | Problem]:
-    match path.suffix.lower():
+    try:
+        yield from _of_kind(path, source)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UsageError(f"{source}: not a whole gzip file ({one_line(error)}); compress it again") from error
+
+
+def _of_kind(path: Path, source: str) -> Iterator[Row | Problem]:
+    kind = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    match kind:
         case ".csv" | ".tsv":
-            yield from _delimited(path, source, "\t" if path.suffix.lower() == ".tsv" else None)
+            yield from _delimited(path, source, "\t" if kind == ".tsv" else None)
         case ".jsonl" | ".ndjson":
             yield from _json_lines(path, source)
         case ".json":
-            yield from _json_array(path, source)
+            yield from _json(path, source)
         case ".parquet":
             yield from _parquet(path, source)
         case suffix:
@@ -91,9 +100,14 @@ def _file(path: Path, source: str) -> Iterator[Row | Problem]:
             )
 
 
+def _open(path: Path) -> BinaryIO:
+    """Open a file to read its bytes, those of a compressed one as they were."""
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 def _lines(path: Path, source: str) -> Iterator[tuple[int, str | Problem]]:
     """Yield a text file's lines by number; a line that is no UTF-8 is a problem."""
-    with path.open("rb") as stream:
+    with _open(path) as stream:
         for number, raw in enumerate(stream, 1):
             try:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -117,7 +131,7 @@ def _delimited(path: Path, source: str, delimiter: str | None) -> Iterator[Row |
                 yield line
 
     csv.field_size_limit(64 * MEGABYTE)
-    with path.open("rb") as stream:
+    with _open(path) as stream:
         start = stream.read(MEGABYTE // 16).decode("utf-8-sig", "replace")
     reader = csv.reader(text(), delimiter=delimiter or _delimiter(start), strict=True)
     try:
@@ -126,6 +140,8 @@ def _delimited(path: Path, source: str, delimiter: str | None) -> Iterator[Row |
         header, reason = None, f"the line with the names of the columns is not well-formed ({error}); mend it"
     if not header or broken:
         raise UsageError(f"{source}:1: {broken[0].reason if broken else reason}")
+    while header and not header[-1].strip():  # spreadsheets write empty columns behind the last
+        header.pop()
     if len(set(header)) < len(header):
         raise UsageError(f"{source}:1: a column's name occurs twice among {', '.join(header)}; rename one")
     while True:
@@ -142,6 +158,8 @@ def _delimited(path: Path, source: str, delimiter: str | None) -> Iterator[Row |
         if values is None:
             return
         place = f"{source}:{pulled[0]}"
+        while len(values) > len(header) and not values[-1].strip():
+            values.pop()
         if fault is None and values and len(values) != len(header):
             fault = f"{len(values)} fields, but the first line names {len(header)} columns"
         if fault is not None:
@@ -167,7 +185,7 @@ def _json_lines(path: Path, source: str) -> Iterator[Row | Problem]:
 
 def _object(line: str, source: str, place: str) -> Row | Problem:
     try:
-        values = json.loads(line)
+        values = _loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         reason = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else "too deep"
         return Problem(place, f"not JSON ({reason})")
@@ -176,13 +194,24 @@ def _object(line: str, source: str, place: str) -> Row | Problem:
     return Row(source, place, values, ragged=True)
 
 
-def _json_array(path: Path, source: str) -> Iterator[Row | Problem]:
+def _loads(text: str) -> Any:
+    """Read JSON; numbers become texts as they are written, NaN and Infinity what is missing."""
+    return json.loads(text, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+
+
+def _json(path: Path, source: str) -> Iterator[Row | Problem]:
+    """Read a list of objects, or JSON Lines: `datasets.to_json` gives them this suffix too."""
+    first = next((line for _, line in _lines(path, source) if isinstance(line, Problem) or line.strip()), "")
+    if isinstance(first, str) and first.lstrip().startswith("{") and isinstance(_object(first, source, ""), Row):
+        yield from _json_lines(path, source)
+        return
     try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
+        with _open(path) as stream:
+            items = _loads(stream.read().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{source}: not JSON ({error}); mend it, or write JSON Lines (.jsonl)") from error
     if not isinstance(items, list):
-        raise UsageError(f"{source}: expected a list of objects; write one object per line (.jsonl)")
+        raise UsageError(f"{source}: expected a list of objects, or one object per line")
     for number, item in enumerate(items, 1):
         place = f"{source}, item {number}"
         yield Row(source, place, item, ragged=True) if isinstance(item, dict) else Problem(place, "expected an object")
@@ -194,10 +223,11 @@ def _parquet(path: Path, source: str) -> Iterator[Row | Problem]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(1024):
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(source, f"{source}, row {number}", values)
+        with _open(path) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(1024):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(source, f"{source}, row {number}", values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{source}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again"

@@ -9,8 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clp_lightning.data import texts
+
 ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 NAMES = {role: name for name, role in ROLES.items()} | {"developer": "System"}
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # its messages have `from` and `value` besides
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System): ?")
 
 
@@ -37,17 +40,35 @@ def from_messages(messages: Any) -> tuple[str, str | None]:
         raise ValueError("expected a list of messages")
     turns: list[tuple[str, str]] = []
     for number, message in enumerate(messages, 1):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        text = message.get("content") if isinstance(message, Mapping) else None
-        if role not in NAMES or not isinstance(text, str) or not text.strip():
-            raise ValueError(f"message {number} needs a role among {', '.join(NAMES)} and a content that is text")
-        if _TURN.search(text.strip()):
+        role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+        role = SHAREGPT.get(str(role), role)
+        if role not in NAMES:
+            raise ValueError(f"message {number} needs a role among {', '.join(NAMES)}, but has {role!r}")
+        content = content_of(message, number)
+        if NAMES[role] == "System" and texts.missing(content):
+            continue  # many datasets have an empty one
+        text = texts.text(content, f"the content of message {number}")
+        if _TURN.search(text):
             raise ValueError(f"message {number} has a line that begins like a turn (Human:, Assistant: or System:)")
-        turns.append((NAMES[role], text.strip()))
+        turns.append((NAMES[role], text))
+    if not turns:
+        raise ValueError("expected a list of messages")
     answer = turns.pop()[1] if turns[-1][0] == "Assistant" else None
     if not any(name == "Human" for name, _ in turns):
         raise ValueError("there is no message of the user before the answer")
     return "\n\n".join(f"{name}: {text}" for name, text in turns), answer
+
+
+def content_of(message: Mapping[str, Any], number: int) -> Any:
+    """Return a message's content; of one in parts their texts, one after the other. Raises `ValueError` for other parts."""
+    content = message.get("content", message.get("value"))
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(f"message {number} has a part of the kind {kind!r}; only texts are read")
+    return "".join(part["text"] for part in content)
 
 
 def split_answer(transcript: str) -> tuple[str, str]:
