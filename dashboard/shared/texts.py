@@ -45,8 +45,9 @@ def _one_document(store: Store, view: View) -> None:
         document, summary = st.columns([3, 2], gap="large")
         document.markdown("**Document**")
         document.text(chosen.document)
-        summary.markdown("**Summary written by people**")
-        summary.text(chosen.reference_summary)
+        if pd.notna(chosen.reference_summary):
+            summary.markdown("**Summary written by people**")
+            summary.text(chosen.reference_summary)
     if not shown:
         st.info("Choose a method to see what it writes.", icon=":material/checklist:")
         return

@@ -40,8 +40,9 @@ def _one_document(store: Store, view: View) -> None:
     with st.container(border=True):
         st.markdown("**Document**")
         st.text(chosen.document)
-        st.markdown("**Summary written by people**")
-        st.text(chosen.reference_summary)
+        if pd.notna(chosen.reference_summary):
+            st.markdown("**Summary written by people**")
+            st.text(chosen.reference_summary)
     texts = store.texts(view.run_id, chosen.prompt_id)
     own = texts[texts.method == method].sort_values([f"w:{name}" for name in view.objectives], kind="stable")
     reference = texts[texts.method == REFERENCE]

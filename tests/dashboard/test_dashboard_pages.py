@@ -255,3 +255,34 @@ def test_the_first_page_offers_bands_where_a_run_has_other_seeds(tmp_path):
     methods = 5
     after = json.loads(app.get("plotly_chart")[0].proto.spec)["data"]
     assert len(after) == before + 2 * methods  # a band and a median each
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A store of data without reference answers, as the tutorial's: no summaries, no ROUGE, no training curves, no stages."""
+    folder, settings = tmp_path_factory.mktemp("bare"), config()
+    write_results(folder / "results", settings)
+    for file in (folder / "results").glob("*/results.parquet"):
+        frame = pd.read_parquet(file)
+        frame["reference_summary"] = pd.Series([None] * len(frame), dtype="string")
+        frame["monitor:rouge_l"] = np.nan
+        frame.to_parquet(file, index=False)
+    for curve in (folder / "results").glob("*/training_curve.csv"):
+        curve.unlink()
+    publish(folder / "results", folder / "frontier.duckdb", settings)
+    return folder / "frontier.duckdb"
+
+
+@pytest.mark.parametrize("page", ["frontier", "dominance", "steering", "samples", "playground", "runs"])
+def test_every_page_does_without_what_is_optional(page, bare, monkeypatch):
+    monkeypatch.chdir(bare.parent)
+    app = run(page, bare)
+    assert "Summary written by people" not in shown(app) and not app.error
+
+
+def test_documents_without_summaries_are_found(bare):
+    store = Store(bare)
+    run_id = store.run()["run_id"]
+    everything = store.documents(run_id)
+    assert len(everything) > 1 and everything.reference_summary.isna().all()
+    assert len(store.documents(run_id, everything.document.iloc[0].split()[0])) >= 1

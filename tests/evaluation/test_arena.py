@@ -14,10 +14,10 @@ from torch import nn
 from clp_lightning.config.methods import Merged
 from clp_lightning.config.parameters import Config, load_config
 from clp_lightning.errors import UsageError
+from clp_lightning.evaluation.merged import MergedPolicy
 from clp_lightning.evaluation.results import sweep
 from clp_lightning.evaluation.sweep import Sweep, _best
 from clp_lightning.pipeline import stages
-from clp_lightning.policy.merged import MergedPolicy
 from clp_lightning.steering.merging import merge
 from clp_lightning.store.queries import Store
 

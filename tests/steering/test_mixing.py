@@ -82,3 +82,26 @@ def test_a_share_of_nothing_leaves_a_policy_out_even_where_it_forbids_a_token():
 def test_strengths_outside_of_the_unit_interval_are_one_line():
     with pytest.raises(UsageError, match=r"strength: 1\.5 must be in"):
         mixing.reference(1.5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_what_the_coefficients_lack_to_one_is_the_references_share(folder, alpha):
+    """log pi = sum_i (1 - alpha) w_i log pi_i + alpha log pi_ref, normalized; at alpha 1 the reference policy."""
+    plain, mixed = make_policy(folder), make_policy(folder, mixture=mixing.experts, takes_alpha=True)
+    ids, mask = plain.tokenize_responses(RESPONSES)
+    prompts, weighting = plain.tokenize(DOCUMENTS), {OBJECTIVES[0]: 0.3, OBJECTIVES[1]: 0.7}
+    members, shares = mixing.experts(mixed.coefficients(weighting, 3, alpha))
+    assert len(members) == (2 if alpha == 0 else 3) and torch.allclose(shares.sum(0), torch.ones(3))
+    with torch.no_grad():
+        found = mixed.score(prompts, ids, mask, mixed.coefficients(weighting, 3, alpha))
+        if alpha == 1.0:
+            torch.testing.assert_close(found, plain.score(prompts, ids, mask, None), atol=1e-5, rtol=0)
+    first = [plain.model.get_output_embeddings().weight.shape[0], 0]
+    candidates = torch.arange(first[0])[:, None]
+    every = torch.ones_like(candidates, dtype=torch.bool)
+    with torch.no_grad():
+        one = plain.tokenize(DOCUMENTS[:1])
+        score = lambda c: plain.score(one, candidates, every, c, samples=first[0])[:, 0]  # noqa: E731
+        each = [score(plain.coefficients({name: 1.0}, 1)) for name in OBJECTIVES]
+        product = (1 - alpha) * (0.3 * each[0] + 0.7 * each[1]) + alpha * score(None)
+    torch.testing.assert_close(found[0, 0], product.log_softmax(0)[ids[0, 0]], atol=1e-4, rtol=0)

@@ -113,7 +113,7 @@ def export(
     row = simplex.parse(weighting, objectives)
 
     from clp_lightning.files import check_replaceable
-    from clp_lightning.policy.export import NOTE, load_dtype
+    from clp_lightning.policy.folder import NOTE, load_dtype
     from clp_lightning.policy.steerable import SteerablePolicy
 
     check_replaceable(out, NOTE)  # before the model is loaded

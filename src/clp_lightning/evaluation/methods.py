@@ -8,9 +8,9 @@ import numpy as np
 from clp_lightning.config.methods import REFERENCE, BestOf, Dera, KlStrength, LogitMixing, Merged
 from clp_lightning.config.parameters import Config
 from clp_lightning.errors import UsageError
+from clp_lightning.evaluation.merged import MergedPolicy
 from clp_lightning.files import read_json
 from clp_lightning.policy.loading import load_base, placement
-from clp_lightning.policy.merged import MergedPolicy
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.steering import mixing
 from clp_lightning.weightings import grid

@@ -15,7 +15,7 @@ def base(config: Config) -> None:
     from clp_lightning.policy.base import write_pretrained, write_random
 
     if config.base.kind == "pretrained":
-        write_pretrained(config.base, paths.BASE)
+        write_pretrained(config.base, paths.BASE, config.layers)
     else:
         train = read_split(paths.CORPUS, "train")
         write_random(config.base, [*train["document"], *train["summary"].dropna()], config.seed, paths.BASE)

@@ -19,16 +19,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from clp_lightning.config.data import Pretrained, RandomModel
+from clp_lightning.config.data import Layers, Pretrained, RandomModel
 from clp_lightning.config.sources import resolve
 from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic
+from clp_lightning.policy.probe import probe
 
 HUB = ", or set HF_HUB_OFFLINE=0 to fetch one from the hub"
 END_OF_TEXT = "<|im_end|>"
 
 
-def write_pretrained(config: Pretrained, out: Path) -> None:
+def write_pretrained(config: Pretrained, out: Path, layers: Layers | None = None) -> None:
     """Write a pretrained model as a bfloat16 transformers folder of safetensors; a GGUF's weights are dequantized here.
 
     Raises `ClpError` for what transformers cannot load, a missing tokenizer, and weights that are only there as pickles.
@@ -45,6 +46,7 @@ def write_pretrained(config: Pretrained, out: Path) -> None:
         raise ClpError(
             f"base.model {config.model}: {one_line(error)}; name a model that transformers loads{HUB}"
         ) from error
+    probe(model, f"base.model {config.model}", layers)
     with atomic(out) as beside:
         model.to(torch.bfloat16).save_pretrained(beside)
         tokenizer.save_pretrained(beside)

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, EncoderDecoderCache
 
+from clp_lightning.policy.head import logits_of
+
 # A context in which the model's rows are steered; the argument [rows] names the group whose coefficients each row has.
 Steer = Callable[[Tensor], AbstractContextManager[None]]
 
@@ -89,14 +91,8 @@ class Prefix:
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return next-token logits, float32 [N, V], of hidden states [N, 1, H] that belong to groups `rows` (all B in order)."""
-        config = self.model.config
-        if getattr(config, "scale_decoder_outputs", False):  # T5 v1.0 ties its output layer to the embedding
-            hidden = hidden * config.d_model**-0.5
         with self.steer(self.rows if rows is None else rows):
-            logits = self.model.get_output_embeddings()(hidden)[:, 0]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        cap = getattr(config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+            return logits_of(self.model, hidden)[:, 0]
 
     def _decode(self, ids: Tensor) -> Tensor:
         # right padding follows a row's last token that counts, so causality alone keeps it out

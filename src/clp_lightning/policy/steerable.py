@@ -12,7 +12,8 @@ from clp_lightning import weightings as simplex
 from clp_lightning.config.data import Quantization
 from clp_lightning.errors import UsageError
 from clp_lightning.policy import folder as policy_files
-from clp_lightning.policy.export import export
+from clp_lightning.policy.folder import export
+from clp_lightning.policy.loading import answering_dtype
 from clp_lightning.policy.tokens import TokenPolicy
 from clp_lightning.steering.layers import quantization_of
 from clp_lightning.steering.mixing import Mixture
@@ -31,15 +32,17 @@ class SteerablePolicy(TokenPolicy):
         cls,
         folder: Path | str,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | Literal["auto"] | None = "auto",
         device: str | None = None,
         quantization: Quantization | Literal["as trained"] | None = "as trained",
         mixture: Mixture | None = None,
     ) -> "SteerablePolicy":
         """Load a folder that the pipeline wrote (`models/METHOD`); raises `ClpError` when it or its base is missing.
 
-        The base model is quantized as it was in training, unless `quantization` says otherwise.
+        The base model is quantized as it was in training, unless `quantization` says otherwise. `dtype` "auto" is
+        the commands' precision (`answering_dtype`: float32 on a CPU); None the fastest (`hardware_dtype`).
         """
+        dtype = answering_dtype() if dtype == "auto" else dtype
         parts = policy_files.read(Path(folder), dtype=dtype, device=device, quantization=quantization)
         return cls(**parts, mixture=mixture)
 

@@ -146,6 +146,11 @@ class Experts(nn.Module):
             if name in self.output_layers and hasattr(model, "config"):
                 model.config.tie_word_embeddings = False
 
+    def detach(self, model: nn.Module) -> None:
+        """Give `model` the layers back that it had."""
+        for name, layer in self.layers.items():
+            _put(model, name, layer.base)
+
     def dequantize(self, model: Any) -> None:
         """Give a quantized model ordinary linear layers with the values that it has, for good; others stay as they are."""
         if self.quantized:

@@ -15,10 +15,18 @@ Mixture = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def experts(coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix the K experts, each alone, with the row's coefficients (logit mixing: MOD, arXiv 2406.18853)."""
+    """Mix the K experts, each alone, with the row's coefficients (logit mixing: MOD, arXiv 2406.18853).
+
+    What coefficients `(1 - alpha) w` lack to 1 is the reference policy's share, so that alpha = 1 is the reference.
+    """
     rows, count = coefficients.shape
     alone = torch.eye(count, dtype=coefficients.dtype, device=coefficients.device)
-    return alone[:, None].expand(-1, rows, -1), coefficients.T
+    members, shares = alone[:, None].expand(-1, rows, -1), coefficients.T
+    rest = 1 - coefficients.sum(1)
+    if bool((rest > 1e-6).any()):  # else a forward per token for nothing
+        members = torch.cat([members, torch.zeros_like(members[:1])])
+        shares = torch.cat([shares, rest[None].clamp(min=0)])
+    return members, shares
 
 
 def reference(strength: float) -> Mixture:

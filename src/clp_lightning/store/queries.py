@@ -147,9 +147,9 @@ class Store:
         return self._query(query, run)
 
     def documents(self, run: str, search: str = "", limit: int | None = None) -> pd.DataFrame:
-        """Prompts whose document or reference summary contains `search`, ignoring case, with both; the first `limit`."""
+        """Prompts whose document or reference summary (which may be null) contains `search` in any case; the first `limit`."""
         query = """SELECT prompt_id, document, reference_summary FROM m.prompts
-                   WHERE run_id = ? AND contains(lower(document || ' ' || reference_summary), lower(?))
+                   WHERE run_id = ? AND contains(lower(concat_ws(' ', document, reference_summary)), lower(?))
                    ORDER BY prompt_id LIMIT ?"""
         return self._query(query, run, search, limit)
 
