@@ -16,7 +16,7 @@ from clp_lightning.config.parameters import Generation
 from clp_lightning.errors import UsageError
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.serving import engine as serving
-from clp_lightning.serving.answers import Refused, Service, asked
+from clp_lightning.serving.answers import Refused, Service, _sure, asked
 from clp_lightning.serving.batch import Batch, request
 from clp_lightning.serving.bodies import Limits, Message
 from clp_lightning.serving.server import application
@@ -142,7 +142,7 @@ def test_a_stream_adds_up_to_the_answer(client, readable):
         ({"prompt": "  "}, 400, "prompt 1 is empty"),
         ({"prompt": "a\ud800"}, 400, "prompt: Input should be a valid string, unable to parse raw data as a unicode"),
         ({"prompt": ["a"] * 5}, 400, "5 texts, at most 4"),
-        ({"top_p": 0.5}, 400, "top_p: Extra inputs are not permitted"),
+        ({"top_p": 0.5}, 400, "top_p: Input should be greater than or equal to 1"),
         ({"n": 2}, 400, "n: Input should be 1"),
         ({"max_tokens": 0}, 400, "max_tokens: Input should be greater than or equal to 1"),
         ({"temperature": "hot"}, 400, "temperature: Input should be a valid number"),
@@ -246,3 +246,103 @@ def test_a_policy_of_conversations_reads_them_whole_and_others_their_last_messag
     ]:
         with pytest.raises(Refused, match=reason):
             asked(chat, bad)
+
+
+# What OpenAI's clients send at values that change nothing.
+NEUTRAL = {
+    "top_p": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "n": 1, "user": "somebody",
+    "stream_options": None, "logprobs": False, "metadata": {"a": "b"}, "store": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key", ["temperature", "seed", "stream", "n", "logprobs", "stop", "max_tokens", "alpha", *NEUTRAL]
+)
+def test_null_and_what_changes_nothing_are_taken(key, client):
+    plain = client.post("/v1/completions", json=body(temperature=1)).json()["choices"]
+    for value in [None, *([NEUTRAL[key]] if key in NEUTRAL else [])]:
+        answered = client.post("/v1/completions", json=body(**{"temperature": 1, key: value}))
+        assert answered.status_code == 200, answered.text
+        assert answered.json()["choices"] == plain
+
+
+def test_what_one_kind_alone_has_is_taken_too(client):
+    assert client.post("/v1/completions", json=body(best_of=1, echo=False)).status_code == 200
+    chat = body(messages=[{"role": "user", "content": DOCUMENTS[0], "name": "Ann"}])
+    del chat["prompt"]
+    assert client.post("/v1/chat/completions", json=chat).status_code == 200
+
+
+@pytest.mark.parametrize("changes", [{"top_p": 0.9}, {"presence_penalty": 1}, {"best_of": 2}, {"logit_bias": {"5": 1}},
+                                     {"logprobs": 3}, {"echo": True}, {"n": 2}])  # fmt: skip
+def test_what_would_change_the_answer_is_refused(changes, client):
+    refused = client.post("/v1/completions", json=body(**changes))
+    assert refused.status_code == 400 and refused.json()["error"]["message"].startswith(next(iter(changes)))
+
+
+def events(response) -> list[dict]:
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_a_stream_names_the_role_once_and_the_tokens_at_its_end_when_asked(client):
+    chat = body(
+        messages=[{"role": "user", "content": DOCUMENTS[0]}], stream=True, stream_options={"include_usage": True}
+    )
+    del chat["prompt"]
+    *parts, last = events(client.post("/v1/chat/completions", json=chat))
+    assert [part["choices"][0]["delta"].get("role") for part in parts] == ["assistant"] + [None] * (len(parts) - 1)
+    assert all(part["usage"] is None for part in parts)
+    whole = client.post("/v1/completions", json=body()).json()
+    assert last["choices"] == [] and last["usage"] == whole["usage"]
+    assert "".join(part["choices"][0]["delta"]["content"] for part in parts) == whole["choices"][0]["text"]
+
+
+def test_a_model_is_found_by_its_name(client):
+    card = client.get("/v1/models/clp-full").json()
+    assert card == client.get("/v1/models").json()["data"][0] and card["max_prompt_tokens"] > 1
+    assert client.get("/v1/models/gpt-4").status_code == 404
+
+
+def test_what_a_stop_string_may_begin_with_is_not_sent_yet():
+    stops = ["\n\nHuman", "END"]
+    for text, ready in [("Hello.", "Hello."), ("Hello.\n", "Hello."), ("Hello.\n\nHum", "Hello."),
+                        ("a\nb", "a\nb"), ("the E", "the"), ("the EN", "the"), ("the Enth", "the Enth"), ("half \ufffd", "half "),
+                        ("END", "END")]:  # fmt: skip
+        assert _sure(text, stops) == ready
+    assert _sure("Hello there.\n", []) == "Hello there.\n"
+
+
+@given(st.text("aE ND\n", max_size=30), st.lists(st.text("END\n", min_size=1, max_size=4), max_size=3))
+def test_a_stream_never_sends_what_the_whole_answer_lacks(text, stops):
+    """Whatever is sent of each beginning of a text is a beginning of the text cut at its first stop string."""
+    cut = min([place for stop in stops if (place := text.find(stop)) >= 0], default=len(text))
+    whole = text[:cut].rstrip() if cut < len(text) else text
+    for size in range(len(text)):
+        if not any(stop in text[:size] for stop in stops):
+            assert whole.startswith(_sure(text[:size].rstrip(), stops).rstrip())
+
+
+def test_a_prompt_that_its_template_refuses_is_its_own_400_while_others_are_answered(policy, monkeypatch):
+    """In version 0.1 templates ran where all answers are written: one that raised failed everybody's."""
+    original = type(policy).tokenize
+
+    def tokenize(self, documents, coefficients=None):
+        if any("RAISE" in document for document in documents):
+            raise RuntimeError("conversation roles must alternate")
+        return original(self, documents, coefficients)
+
+    monkeypatch.setattr(type(policy), "tokenize", tokenize)
+    with serving.Engine(policy, rows=8, waiting=64) as engine:
+        app = application(Service(engine, "clp-full", Limits(prompts=4)), None)
+        with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(16) as pool:
+            texts = [f"{'RAISE ' if n % 7 == 3 else ''}{DOCUMENTS[n % 24]}" for n in range(70)]
+            found = list(pool.map(lambda text: client.post("/v1/completions", json=body(prompt=text)), texts))
+    for text, answer in zip(texts, found, strict=True):
+        assert answer.status_code == (400 if "RAISE" in text else 200), answer.text
+    bad = next(answer for text, answer in zip(texts, found, strict=True) if "RAISE" in text)
+    assert (
+        bad.json()["error"]["message"]
+        == "prompt: the model's chat template refuses it (conversation roles must alternate)"
+    )

@@ -47,7 +47,7 @@ def test_rows_that_join_between_tokens_write_what_they_would_alone(policy):
         while batch.requests:
             batch.step()
     assert [each.text for each in all_rows] == alone(policy)
-    assert all(each.prompt_tokens == int(policy.tokenize([each.prompt]).mask.sum()) for each in all_rows)
+    assert all(each.prompt_tokens == len(each.prompt) > 1 for each in all_rows)
     assert len({each.text for each in all_rows}) > 4
 
 

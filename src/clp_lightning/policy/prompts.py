@@ -16,6 +16,15 @@ MARK = "<<the document stands here>>"
 MIN_LAST_TURN = 16  # tokens of the last turn that are kept before older turns
 
 
+def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> Prompts:
+    """Lay tokenized prompts side by side, [G, P], padded on the left."""
+    width = max(map(len, rows))
+    return Prompts(
+        torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device),
+        torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device),
+    )
+
+
 class PromptTemplate:
     """Fills the template of `generation`; `states_alpha` says whether a written weighting names its KL strength too."""
 
@@ -46,11 +55,7 @@ class PromptTemplate:
         texts = [self.written(row) for row in coefficients] if coefficients is not None else [""] * len(documents)
         parts = [self._parts(document, text) for document, text in zip(documents, texts, strict=True)]
         rows = [before + kept + behind for before, kept, behind, _ in parts]
-        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id
-        return Prompts(
-            torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device),
-            torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device),
-        )
+        return padded(rows, self.tokenizer.pad_token_id, device)
 
     def left_out(self, document: str) -> int:
         """Return how many tokens at a document's end, or at a conversation's start, do not fit into the prompt."""

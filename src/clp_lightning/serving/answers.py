@@ -38,15 +38,16 @@ class Shape(NamedTuple):
     streamed: str
     choice: Callable[[str], dict[str, Any]]
     delta: Callable[[str], dict[str, Any]]
+    opening: dict[str, Any]  # what the first event of an answer says besides
 
 
 COMPLETIONS = Shape(
-    "cmpl", "text_completion", "text_completion", lambda text: {"text": text}, lambda text: {"text": text}
+    "cmpl", "text_completion", "text_completion", lambda text: {"text": text}, lambda text: {"text": text}, {}
 )
 CHAT = Shape(
     "chatcmpl", "chat.completion", "chat.completion.chunk",
     lambda text: {"message": {"role": "assistant", "content": text}},
-    lambda text: {"delta": {"role": "assistant", "content": text}},
+    lambda text: {"delta": {"content": text}}, {"role": "assistant"},
 )  # fmt: skip
 
 
@@ -95,11 +96,13 @@ class Service:
         self.engine.submit(answers.requests)
         return answers
 
-    async def respond(self, answers: "Answers", shape: Shape, request: Request, *, stream: bool) -> Response:
+    async def respond(
+        self, answers: "Answers", shape: Shape, request: Request, *, stream: bool, usage: bool
+    ) -> Response:
         """Return the answers when all are complete, or as a stream; raises `Refused` when they fail or take too long."""
         head = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         if stream:
-            return StreamingResponse(self._events(answers, head, shape), media_type="text/event-stream")
+            return StreamingResponse(self._events(answers, head, shape, usage=usage), media_type="text/event-stream")
         ended: dict[int, tuple[str, str | None]] = {}
         async for position, text, finish in answers.follow(self.limits.seconds, request.is_disconnected):
             ended[position] = text, finish
@@ -111,19 +114,30 @@ class Service:
         ]
         return JSONResponse({**head, "object": shape.whole, "choices": choices, "usage": self._account(answers)})
 
-    async def _events(self, answers: "Answers", head: dict[str, Any], shape: Shape) -> AsyncIterator[str]:
-        """Yield server-sent events: what each token added to its answer's text, at last the reason of ending."""
-        sent = [""] * answers.count
+    async def _events(
+        self, answers: "Answers", head: dict[str, Any], shape: Shape, *, usage: bool
+    ) -> AsyncIterator[str]:
+        """Yield server-sent events: what each token added to its answer's text, at last the reason of ending.
+
+        With `usage` every event has that key, and one more at the end the numbers of tokens.
+        """
+        sent, begun = [""] * answers.count, [False] * answers.count
+        more: dict[str, Any] = {"usage": None} if usage else {}
         try:
             async for position, text, finish in answers.follow(self.limits.seconds):
-                # the last character may be half of one; what follows a full text only grows
-                ready = text if finish else text.rstrip("�")
+                ready = text if finish else _sure(text, answers.requests[position].stop)
                 new = ready[len(sent[position]) :] if ready.startswith(sent[position]) else ""
                 if new or finish:
                     sent[position] += new
-                    choice = {"index": position, **shape.delta(new), "finish_reason": finish, "logprobs": None}
-                    yield f"data: {json.dumps({**head, 'object': shape.streamed, 'choices': [choice]})}\n\n"
-            self._account(answers)
+                    added = shape.delta(new)
+                    if not begun[position] and shape.opening:
+                        added["delta"] = shape.opening | added["delta"]
+                    begun[position] = True
+                    choice = {"index": position, **added, "finish_reason": finish, "logprobs": None}
+                    yield f"data: {json.dumps({**head, 'object': shape.streamed, 'choices': [choice], **more})}\n\n"
+            counts = self._account(answers)
+            if usage:
+                yield f"data: {json.dumps({**head, 'object': shape.streamed, 'choices': [], 'usage': counts})}\n\n"
         except Refused as error:  # the status has been sent already
             yield f"data: {json.dumps({'error': {'message': error.message, 'code': error.code}})}\n\n"
         yield "data: [DONE]\n\n"
@@ -180,6 +194,14 @@ class Answers:
                 each.cancelled = True
 
 
+def _sure(text: str, stops: Sequence[str]) -> str:
+    """Return what of a growing text stays: not half a character at its end, nor what a stop string may begin with."""
+    ready = text.rstrip("�")
+    held = [size for stop in stops for size in range(1, len(stop)) if ready.endswith(stop[:size])]
+    # an answer that ends at a stop string loses the space before it
+    return ready[: len(ready) - max(held, default=0)].rstrip() if held else ready
+
+
 def asked(generation: Generation, messages: Sequence[Message]) -> str:
     """Return the document that a chat's messages are: all of them for a policy of conversations, else the user's last.
 
@@ -192,7 +214,7 @@ def asked(generation: Generation, messages: Sequence[Message]) -> str:
     if not converses or len(messages) == 1:
         return spoken[-1]
     try:
-        document, answer = transcripts.from_messages([message.model_dump() for message in messages])
+        document, answer = transcripts.from_messages([message.model_dump(exclude={"name"}) for message in messages])
     except ValueError as error:
         raise Refused(400, f"messages: {error}") from None
     if answer is not None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicLayer
 
+from clp_lightning.errors import UsageError, one_line
+from clp_lightning.policy.prompts import padded
 from clp_lightning.policy.rollout import Prefix, draw
 from clp_lightning.policy.steerable import SteerablePolicy
 
@@ -22,11 +24,11 @@ from clp_lightning.policy.steerable import SteerablePolicy
 class Request:
     """One answer to be written, and how far it is; `deliver` is called from the writing thread.
 
-    `coefficients` [1, M] steer it, all 0 is the reference policy. `uniform` float64 [T] are the random numbers, T the most
-    tokens. `text` is there, and delivered, after every token if `streamed`, else at the end.
+    `prompt` are its tokens, in the template. `coefficients` [1, M] steer it, all 0 is the reference policy. `uniform` float64 [T]
+    are the random numbers, T the most tokens. `text` is there, and delivered, after every token if `streamed`, else at the end.
     """
 
-    prompt: str
+    prompt: Sequence[int]
     coefficients: Tensor
     temperature: float
     uniform: Tensor
@@ -34,10 +36,14 @@ class Request:
     deliver: Callable[["Request"], None]
     streamed: bool = True
     tokens: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
     text: str = ""
     finish: str | None = None  # "stop", "length", "cancelled" or "error"
     cancelled: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt."""
+        return len(self.prompt)
 
 
 def request(
@@ -53,7 +59,11 @@ def request(
     stop: Sequence[str] = (),
     streamed: bool = True,
 ) -> Request:
-    """Build a request that answers as `policy.generate` would with the same seed; raises `UsageError` as that does."""
+    """Build a request that answers as `policy.generate` would with the same seed; raises `UsageError` as that does.
+
+    The prompt is put into the template here, and not where all answers are written: a template that raises is its own
+    request's affair.
+    """
     coefficients = policy.coefficients(None if weighting is None else weighting[None], 1, alpha)
     if coefficients is None:
         entries = len(policy.objectives if policy.listed is None else policy.listed)
@@ -61,7 +71,17 @@ def request(
     tokens = min(max_tokens or policy.generation.max_new_tokens, policy.generation.max_new_tokens)
     generator = torch.Generator().manual_seed(seed)
     uniform = policy.random_numbers(1, generator, tokens)[0]
-    return Request(prompt, coefficients, temperature, uniform, stop, deliver, streamed)
+    return Request(_tokens(policy, prompt, coefficients), coefficients, temperature, uniform, stop, deliver, streamed)
+
+
+def _tokens(policy: SteerablePolicy, prompt: str, coefficients: Tensor) -> list[int]:
+    # the reference's row is all zeros: a prompted policy writes nothing for it
+    try:
+        return policy.tokenize([prompt], coefficients).ids[0].tolist()
+    except UsageError:
+        raise
+    except Exception as error:  # a chat template may raise anything
+        raise UsageError(f"prompt: the model's chat template refuses it ({one_line(error)})") from error
 
 
 class Group:
@@ -70,10 +90,7 @@ class Group:
     def __init__(self, policy: SteerablePolicy, requests: Sequence[Request]) -> None:
         self.policy, self.requests = policy, list(requests)
         self.coefficients = torch.cat([each.coefficients for each in requests])  # [B, M]
-        # the reference's row is all zeros: a prompted policy writes nothing for it
-        prompts = policy.tokenize([each.prompt for each in requests], self.coefficients)
-        for each, mask in zip(requests, prompts.mask, strict=True):
-            each.prompt_tokens = int(mask.sum())
+        prompts = padded([each.prompt for each in requests], policy.tokenizer.pad_token_id, policy.model.device)
         self.prefix = Prefix(policy.model, prompts, policy.steer(self.coefficients), samples=1)
         self.hidden = self.prefix.last  # [B, 1, H], what each row's next token is drawn from
         layers = getattr(self.prefix.cache, "layers", [])

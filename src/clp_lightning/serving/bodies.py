@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -15,8 +15,21 @@ class Limits(NamedTuple):
     seconds: float = 120.0
 
 
+One = Annotated[float, Field(ge=1, le=1)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells besides: with `include_usage` its last event has the numbers of tokens."""
+
+    include_usage: bool = False
+
+
 class Steered(BaseModel):
-    """What both kinds of request have in common; unknown keys are refused, since ignoring one would change the answer."""
+    """What both kinds of request have in common; unknown keys are refused, since ignoring one would change the answer.
+
+    Keys that OpenAI's clients send at values that change nothing are taken, and so is null for every key.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     model: Text
@@ -29,14 +42,31 @@ class Steered(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
     stream: bool = False
+    stream_options: StreamOptions | None = None
     n: Literal[1] = 1
     user: str | None = None
+    top_p: One = 1.0
+    presence_penalty: Zero = 0.0
+    frequency_penalty: Zero = 0.0
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logprobs: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, values: Any) -> Any:
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
 
 
 class Completion(Steered):
     """Body of /v1/completions."""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1)]
+    best_of: Literal[1] = 1
+    echo: Literal[False] = False
 
 
 class Message(BaseModel):
@@ -45,6 +75,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Literal["system", "user", "assistant", "developer"]
     content: Text
+    name: str | None = None  # of who speaks; nothing reads it
 
 
 class Chat(Steered):
@@ -122,6 +153,7 @@ class Card(BaseModel):
     objectives: list[str]
     takes_alpha: bool
     max_tokens: int
+    max_prompt_tokens: int
 
 
 class Cards(BaseModel):

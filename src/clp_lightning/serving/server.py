@@ -28,6 +28,7 @@ from clp_lightning.serving.bodies import (
     Failure,
     Health,
     Problem,
+    Steered,
     answer,
     failures,
 )
@@ -43,6 +44,16 @@ def application(service: Service, token: str | None) -> FastAPI:
     app.add_middleware(Guard, service=service, token=token)
     _explain(app)
 
+    def card() -> Card:
+        policy, generation = service.engine.policy, service.engine.policy.generation
+        return Card(
+            id=service.name,
+            objectives=list(policy.objectives),
+            takes_alpha=policy.takes_alpha,
+            max_tokens=generation.max_new_tokens,
+            max_prompt_tokens=generation.max_prompt_tokens,
+        )
+
     @app.get("/health")
     async def health() -> Health:
         return Health(running=service.engine.running, waiting=service.engine.queued)
@@ -53,22 +64,25 @@ def application(service: Service, token: str | None) -> FastAPI:
 
     @app.get("/v1/models", responses=failures(401), dependencies=guarded)
     async def models() -> Cards:
-        policy, most = service.engine.policy, service.engine.policy.generation.max_new_tokens
-        objectives = list(policy.objectives)
-        card = Card(id=service.name, objectives=objectives, takes_alpha=policy.takes_alpha, max_tokens=most)
-        return Cards(data=[card])
+        return Cards(data=[card()])
+
+    @app.get("/v1/models/{name:path}", responses=failures(401, 404), dependencies=guarded)
+    async def model(name: str) -> Card:
+        if name != service.name:
+            raise Refused(404, f"model {name!r} is not served here; use {service.name!r}", "model_not_found")
+        return card()
 
     @app.post("/v1/completions", responses=answer(Completed), dependencies=guarded)
     async def completions(body: Completion, request: Request) -> Response:
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         answers = service.submit(prompts, body, body.max_tokens)
-        return await service.respond(answers, COMPLETIONS, request, stream=body.stream)
+        return await service.respond(answers, COMPLETIONS, request, stream=body.stream, usage=_usage(body))
 
     @app.post("/v1/chat/completions", responses=answer(Chatted), dependencies=guarded)
     async def chat(body: Chat, request: Request) -> Response:
         document = asked(service.engine.policy.generation, body.messages)
         answers = service.submit([document], body, body.max_completion_tokens or body.max_tokens)
-        return await service.respond(answers, CHAT, request, stream=body.stream)
+        return await service.respond(answers, CHAT, request, stream=body.stream, usage=_usage(body))
 
     schema = app.openapi()
     for path in schema["paths"].values():
@@ -148,6 +162,10 @@ def _explain(app: FastAPI) -> None:
         response = _error(error.status_code, str(error.detail))
         response.headers.update(error.headers or {})  # e.g. which methods a path allows
         return response
+
+
+def _usage(body: Steered) -> bool:
+    return body.stream_options is not None and body.stream_options.include_usage
 
 
 def _error(status: int, message: str, code: str | None = None) -> JSONResponse:
