@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Collect into .whl/ what a GPU machine without a network usually lacks beside torch, lightning and typer, in the versions of
 # requirements.lock: `bench/gpu/wheels.sh [PYTHON_VERSION]`, 3.12 by default. Copy the folder there and install from it:
-#   python3 -m pip install -q --no-index --no-deps --upgrade --target /tmp/site .whl/*.whl
+#   python3 -m pip install -q --no-index --no-deps --upgrade --target .whl/site .whl/*.whl
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=${1:-3.12}
