@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from locations import REPOSITORY
 from typer.testing import CliRunner
 
 from clp_lightning.cli.app import app
 from clp_lightning.config.parameters import load_config
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.evaluation import on_demand
+from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.promotion import champion
 
 
@@ -54,6 +56,21 @@ def test_the_champion_on_own_prompts(project):
     (project / "one.txt").write_text("delete key\n")
     done = CliRunner().invoke(app, [*command[:4], "one.txt", *command[5:]])
     assert done.exit_code == 0 and "0:1" in done.output.replace(" ", "")
+
+
+def test_it_answers_on_the_device_of_params_yaml(monkeypatch):
+    class Loaded(Exception):
+        pass
+
+    def load(folder, **options):
+        raise Loaded(options)
+
+    monkeypatch.setattr(SteerablePolicy, "from_pretrained", load)
+    config = load_config(REPOSITORY / "params.yaml")
+    config = config.model_copy(update={"compute": config.compute.model_copy(update={"device": "cpu"})})
+    with pytest.raises(Loaded) as raised:
+        on_demand.evaluate_policy(config, REPOSITORY / "models" / "clp-full", np.ones((1, 2)), None)
+    assert raised.value.args[0] == {"device": "cpu"}
 
 
 def test_refused(project, tmp_path):

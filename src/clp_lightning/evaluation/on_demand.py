@@ -36,10 +36,11 @@ def evaluate_policy(
     """
     from clp_lightning.evaluation.results import test_prompts
     from clp_lightning.evaluation.sweep import Sweep, evaluate
+    from clp_lightning.policy.loading import placement
     from clp_lightning.policy.steerable import SteerablePolicy
     from clp_lightning.rewards.reward_set import Monitors, RewardSet
 
-    policy = SteerablePolicy.from_pretrained(model)
+    policy = SteerablePolicy.from_pretrained(model, device=placement(config.compute)["device"])
     if policy.objectives != config.objectives:
         raise ClpError(
             f"{model} steers {', '.join(policy.objectives)}, but params.yaml has the rewards {', '.join(config.objectives)}"

@@ -31,13 +31,16 @@ def chosen_device(setting: str | None = None) -> torch.device:
     """Return the device that `compute.device` ("auto" or None, "cpu", "cuda") means for this process.
 
     Of several GPUs it is the one of the process's rank: torchrun and Lightning set LOCAL_RANK. A GPU that is asked for and not
-    there is a `ClpError`. Apple's is not taken by itself: sampling needs float64, which it lacks.
+    there is a `ClpError`, and so is a process too many. Apple's is not taken by itself: sampling needs float64, which it lacks.
     """
     if setting == "cuda" and not torch.cuda.is_available():
         raise ClpError("compute.device: cuda, but torch finds no GPU; use auto or cpu")
     if setting == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    rank, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= found:
+        raise ClpError(f"process {rank} of this machine has no GPU: torch finds {found}; lower training.devices")
+    return torch.device("cuda", rank)
 
 
 @functools.cache
@@ -78,8 +81,10 @@ def placement(compute: Compute) -> dict[str, Any]:
     }
 
 
-def answering_dtype(name: str = "auto") -> torch.dtype:
+def answering_dtype(name: str = "auto", device: str | None = None) -> torch.dtype:
     """Return the precision to answer in: the one of that name; "auto" is float32 on a CPU and `hardware_dtype` on a GPU.
+
+    `device` is by default that of `chosen_device`.
 
     In bfloat16 the company of other rows rounds sums otherwise, so that a greedy answer depends on who else is asking.
     Raises `UsageError` for names that are not in `PRECISIONS`.
@@ -88,7 +93,8 @@ def answering_dtype(name: str = "auto") -> torch.dtype:
         raise UsageError(f"dtype: expected one of {', '.join(PRECISIONS)}, but found {name!r}")
     if name != "auto":
         return getattr(torch, name)
-    return hardware_dtype("cuda") if chosen_device().type == "cuda" else torch.float32
+    kind = torch.device(device or chosen_device()).type
+    return hardware_dtype(kind) if kind == "cuda" else torch.float32
 
 
 @functools.cache

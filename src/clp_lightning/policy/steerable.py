@@ -42,7 +42,7 @@ class SteerablePolicy(TokenPolicy):
         The base model is quantized as it was in training, unless `quantization` says otherwise. `dtype` "auto" is
         the commands' precision (`answering_dtype`: float32 on a CPU); None the fastest (`hardware_dtype`).
         """
-        dtype = answering_dtype() if dtype == "auto" else dtype
+        dtype = answering_dtype(device=device) if dtype == "auto" else dtype
         parts = policy_files.read(Path(folder), dtype=dtype, device=device, quantization=quantization)
         return cls(**parts, mixture=mixture)
 

@@ -22,6 +22,11 @@ class PolicyModule(StepModule):
         self.__dict__["policy"] = policy  # the frozen model is no part of a checkpoint
         self.learning_rate = learning_rate
 
+    @property
+    def home(self) -> torch.device:
+        """Where the frozen base lies: Lightning may have left the experts elsewhere."""
+        return self.policy.model.device
+
     def configure_optimizers(self) -> Any:
         """AdamW without weight decay (it would pull the experts towards the reference)."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.0)

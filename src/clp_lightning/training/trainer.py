@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
+from clp_lightning.errors import ClpError
 from clp_lightning.training.checkpoints import SafeCheckpointIO, last_checkpoint
 from clp_lightning.training.progress import progress_bar, quiet
 
@@ -66,10 +67,12 @@ def fit(
     """Train to `module.steps` with Lightning, from the last checkpoint in `checkpoints` when there is one.
 
     With several `devices` every one is a process that runs the same program (Lightning's DDP); only the first, whose
-    `module.trainer.is_global_zero` is true, should write results.
+    `module.trainer.is_global_zero` is true, should write results. More of them than GPUs are a `ClpError`.
     """
     quiet()
     home = module.home
+    if home.type == "cuda" and devices > torch.cuda.device_count():
+        raise ClpError(f"training.devices: {devices}, but torch finds {torch.cuda.device_count()} GPU(s); lower it")
     trainer = Trainer(
         max_steps=module.steps,
         accelerator=home.type,
@@ -95,8 +98,10 @@ def fit(
         log_every_n_steps=1,
     )
     last = last_checkpoint(checkpoints)
-    trainer.fit(module, ckpt_path=str(last) if last else None)
-    module.to(home)  # Lightning takes what it trained to the CPU; the frozen base, which it does not know, stays
+    try:
+        trainer.fit(module, ckpt_path=str(last) if last else None)
+    finally:  # Lightning takes what it trained to the CPU; the frozen base, which it does not know, stays
+        module.to(home)
 
 
 def _strategy(devices: int, kind: str) -> Any:
