@@ -35,6 +35,7 @@ def test_a_report_for_a_folder_lies_in_it(place):
     assert "<html" in (place / "reports" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_answers_for_a_folder_lie_in_it(place):
     done = clp(place, "evaluate", "--out", "results", "--weighting", "brevity=1")
     assert done.returncode == 0, done.stderr
@@ -56,12 +57,14 @@ def test_an_export_replaces_nothing_but_an_export(out, problem, place):
     assert done.stderr.count("\n") == 1 and kept(place)
 
 
+@pytest.mark.slow
 def test_an_export_replaces_an_earlier_one(place):
     for _ in range(2):
         done = clp(place, "export", "--weighting", "brevity=1", "build/exported")
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_picture_of_the_oracle_goes_into_a_folder_and_its_name_is_checked_before_the_training(place):
     done = clp(place, "oracle", "--steps", "10", "--picture", "reports/curve.docx")
     assert (

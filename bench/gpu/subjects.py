@@ -31,6 +31,19 @@ class Shape(NamedTuple):
     tokens: int
 
 
+class Size(NamedTuple):
+    """What a forward reads and multiplies: weights of the layers and of the output layer, bytes of both, and of the cache."""
+
+    body: int
+    head: int
+    weights: int
+    cache: int  # bytes per token of a row
+
+    def products(self, read: float, answered: float) -> float:
+        """Return the multiplications of `read` positions in the layers and `answered` ones in the output layer."""
+        return self.body * read + self.head * answered
+
+
 SHAPES = {  # of SmolLM2-135M, Llama 3.2 1B and Llama 2 7B
     "135M": Shape(576, 1536, 30, 9, 3, 49152, (64, 256), 256, 64),
     "1.2B": Shape(2048, 8192, 16, 32, 8, 128256, (64, 256), 64, 64),
@@ -66,16 +79,33 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def size_of(model: Any) -> Size:
+    """Return the size of a plain model; attention's own products and the embedding, which is looked up, are left out."""
+    head, config = model.lm_head.weight.numel(), model.config
+    linear = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return Size(linear - head, head, linear * model.dtype.itemsize, cache * model.dtype.itemsize)
+
+
+def plain(model: Any, tokens: int) -> SteerablePolicy:
+    """Return the policy of a model without experts."""
+    return SteerablePolicy(model, word_tokenizer(), generation(tokens), objectives=OBJECTIVES)
+
+
 def steerable(model: Any, tokens: int) -> SteerablePolicy:
     """Put experts that matter on a model, in place, and return its policy: prompts and answers of `tokens` tokens."""
     experts = Experts(model, conditioning="full", experts=len(OBJECTIVES), rank=RANK)
     generator = torch.Generator(device=model.device).manual_seed(0)
     for layer in experts.layers.values():
         layer.own()[-1].data.normal_(std=0.002, generator=generator)
-    generation = Generation(
+    return SteerablePolicy(model, word_tokenizer(), generation(tokens), objectives=OBJECTIVES, experts=experts)
+
+
+def generation(tokens: int) -> Generation:
+    """Return the settings of prompts and answers of so many tokens."""
+    return Generation(
         max_prompt_tokens=tokens, max_new_tokens=tokens, template="{document}", chat=False, end_token=None
     )
-    return SteerablePolicy(model, word_tokenizer(), generation, objectives=OBJECTIVES, experts=experts)
 
 
 def prompts_of(policy: SteerablePolicy, rows: int) -> Prompts:

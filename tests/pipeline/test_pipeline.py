@@ -195,6 +195,7 @@ def test_stages_refuse_what_is_missing(tmp_path, monkeypatch, repository):
         stages.run("train", config, "nonsense")
 
 
+@pytest.mark.slow
 def test_an_edit_beside_the_computation_reruns_no_training(smoke, repository, tmp_path):
     def edited(*modules: str) -> set[str]:
         for module in modules:
