@@ -1,7 +1,7 @@
 """What DVC leaves behind when it is killed while it writes, put right: `python -m flows.dvc_state [WORKSPACE]`.
 
 DVC writes `dvc.lock`, and the list of its locks (`rwlock`), in place. A kill in that moment leaves an empty or cut file, and
-every later command fails (found by `bench/soak.py`). So the last good `dvc.lock` is kept, and comes back when the present
+every later command fails (found by `bench.soak`). So the last good `dvc.lock` is kept, and comes back when the present
 one cannot be read: the stages that it does not know yet run again, or come out of DVC's run cache.
 """
 
