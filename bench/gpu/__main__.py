@@ -97,7 +97,7 @@ def line(row: Row) -> str:
     if "outcome" in row:
         return f"{row['at_s']:6.1f} s  {row['outcome']:8} {row.get('test', '')}"
     shown = [f"{row[key]:,.3g} {unit}" for key, unit in UNITS.items() if row.get(key) is not None]
-    seconds = f"{row['seconds']:.3f} s" if "seconds" in row else ""
+    seconds = f"{row['seconds']:.3f} s" if "seconds" in row else "no memory" if "out_of_memory" in row else ""
     subject = f"{row.get('model', ''):5} {row['what']:34} {row.get('rows', ''):>4}"
     return f"{row['at_s']:6.1f} s  {subject} {seconds:>9}  {', '.join(shown)}"
 

@@ -63,7 +63,7 @@ def measure(shapes: dict[str, Shape], device: str, repeats: int = 3) -> Iterator
             yield of | row | {"share_of_bandwidth": row["bytes"] / row["seconds"] / peak["bytes_per_s"]}
         del bare
         for row in step_parts(policy, shape, size, device, repeats):
-            trains = "flop" in row and row["what"] != "reference forward"
+            trains = "seconds" in row and "flop" in row and row["what"] != "reference forward"
             yield of | row | share(row, peak) | ({"over_peft": row["seconds"] / lora["seconds"]} if trains else {})
         reset(device)
         yield of | training_step(policy, shape) | {"peak_gb": peak_memory(device)}
@@ -72,7 +72,8 @@ def measure(shapes: dict[str, Shape], device: str, repeats: int = 3) -> Iterator
 
 def share(row: Row, peak: Row) -> Row:
     """Return a row's arithmetic over what the device can do, where it was counted."""
-    return {"share_of_peak": row["flop"] / row["seconds"] / peak["flops"]} if "flop" in row else {}
+    known = "flop" in row and "seconds" in row
+    return {"share_of_peak": row["flop"] / row["seconds"] / peak["flops"]} if known else {}
 
 
 @torch.no_grad()
@@ -136,9 +137,11 @@ def step_parts(policy: SteerablePolicy, shape: Shape, size: Size, device: str, r
     ]
     for what, (call, flop) in zip(PARTS, calls, strict=True):
         reset(device)
-        seconds = timed(call, device, repeats)
-        row = {"what": what, "rows": len(ids), "seconds": seconds, "peak_gb": peak_memory(device)}
-        yield row if flop is None else row | {"flop": flop}
+        row: Row = {"what": what, "rows": len(ids)} | ({} if flop is None else {"flop": flop})
+        try:
+            yield row | {"seconds": timed(call, device, repeats), "peak_gb": peak_memory(device)}
+        except torch.OutOfMemoryError:
+            yield row | {"out_of_memory": True}
 
 
 def training_step(policy: SteerablePolicy, shape: Shape) -> Row:
