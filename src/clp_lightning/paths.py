@@ -10,6 +10,7 @@ CORPUS, PAIRS, NORMALIZATION = Path("data/corpus"), Path("data/pairs"), Path("da
 MODELS, BASE, REFERENCE = Path("models"), Path("models/base"), Path("models/reference")
 CHAMPION, KEPT = MODELS / "champion.json", MODELS / "kept"
 RESULTS, STORE, REPORTS = Path("results"), Path("frontier.duckdb"), Path("reports")
+CARD, NOTE = "clp.json", "clp_export.json"  # in the folder of a policy, and of an export: what it is
 CHECKPOINTS, LOGS = Path("checkpoints"), Path("logs")
 
 

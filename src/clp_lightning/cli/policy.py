@@ -109,14 +109,15 @@ def export(
     model = champion.resolve(model)
     objectives = _objectives(model)
     from clp_lightning import weightings as simplex
+    from clp_lightning.files import check_replaceable
+    from clp_lightning.paths import NOTE
 
     row = simplex.parse(weighting, objectives)
+    check_replaceable(out, NOTE)
 
-    from clp_lightning.files import check_replaceable
-    from clp_lightning.policy.folder import NOTE, load_dtype
+    from clp_lightning.policy.folder import load_dtype
     from clp_lightning.policy.steerable import SteerablePolicy
 
-    check_replaceable(out, NOTE)  # before the model is loaded
     SteerablePolicy.from_pretrained(model, dtype=load_dtype(dtype)).export(row, out, format, alpha=alpha)
     loader = "transformers" if format == "hf" else "peft"
     print(f"wrote {out} at {simplex.describe(row.tolist(), objectives)}; {loader} loads it")

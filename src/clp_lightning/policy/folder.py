@@ -16,13 +16,12 @@ from clp_lightning.config.data import Layers, Quantization
 from clp_lightning.config.parameters import Generation
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.files import atomic, check_replaceable, read_json, write_json
+from clp_lightning.paths import CARD, NOTE
 from clp_lightning.policy.loading import load_base
 from clp_lightning.steering.conditioned import LowRankLinear
 from clp_lightning.steering.experts import Experts
 
-CARD = "clp.json"
 FORMATS = ("hf", "peft")
-NOTE = "clp_export.json"  # says what was exported, and that the folder is an export
 OLDER = {"chat": False, "end_token": None}  # what cards written before these settings existed mean
 
 
