@@ -239,7 +239,11 @@ def test_any_value_of_any_key_is_kept_as_it_is_or_named(key, value):
         config = Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]  # a rule over several keys has no place of its own, and names its key in its text
-        assert first["loc"][0] == key[0] if first["loc"] else re.search(r"(data:|training\.\w+:)", first["msg"])
+        assert (
+            first["loc"][0] == key[0]
+            if first["loc"]
+            else re.search(r"(data|training\.\w+|promotion\.method):", first["msg"])
+        )
     else:
         assert config.model_dump()[key[0]][key[1]] == value
 
