@@ -117,14 +117,46 @@ def test_unreadable_answers_are_ties_up_to_a_limit(tmp_path):
         assert sorted(set(found)) == [0.25, 0.5] or sorted(set(found)) == [0.5, 0.75] or len(set(found)) == 3
         assert sum(value != 0.5 for value in found) == 4
     message = (
-        r"reward mine: 40 of 80 answers of taste are not A, B or TIE \(the last: 'I prefer answer A'\); take another"
+        r"reward mine: 40 of 80 answers of taste cannot be read as A, B or TIE; the last has no verdict:"
+        r" 'I prefer answer A'; take a model that replies with the letter alone, or with Answer: and the letter at the end"
     )
     with serving(unreadable(0.5)) as server, pytest.raises(ClpError, match=message):
         score(server, tmp_path, documents, responses, batch_size=1)
     with serving(lambda path, content: verdict(None)) as server:
         assert score(server, tmp_path, ["doc"], ["one"]) == [0.5]  # two of fewer than twenty are not yet a tenth
-        with pytest.raises(ClpError, match="reward mine: 2 of 2 answers of taste are not A, B or TIE"):
+        with pytest.raises(
+            ClpError, match="reward mine: 2 of 2 answers of taste cannot be read as A, B or TIE; the last has no"
+        ):
             score(server, tmp_path, ["doc"], ["one"], max_unreadable=0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "message"),
+    [
+        ("<think>A says more, but B", "length",
+         r"the last was cut before its verdict: '<think>A says more, but B'; raise max_tokens, or turn off the model's"),
+        ("<think>A says more", None, "was cut before its verdict"),  # not every server says why it stopped
+        (None, "length", "was cut before its verdict: ''; raise max_tokens"),  # the server keeps the thoughts to itself
+        ("Answer: A\nAnswer: B", "stop", r"the last has more than one verdict: 'Answer: A\\nAnswer: B'; say in criterion"),
+        ("I cannot say.", "stop", r"the last has no verdict: 'I cannot say\.'; take a model"),
+    ],
+)  # fmt: skip
+def test_the_advice_fits_what_is_wrong_with_the_answers(tmp_path, text, reason, message):
+    answer = {"choices": [{"message": {"content": text}, "finish_reason": reason}]}
+    with serving(lambda path, content: (200, answer)) as server, pytest.raises(ClpError, match=message) as raised:
+        score(server, tmp_path, ["doc"], ["one"], max_unreadable=0.0)
+    assert "\n" not in str(raised.value)
+    assert ("max_tokens" in str(raised.value)) == ("cut" in message)
+
+
+def test_a_judge_that_thinks_and_dresses_up_its_letter_has_the_same_taste(tmp_path):
+    def wordy(path, content):
+        plain = shorter(path, content)[1]["choices"][0]["message"]["content"]
+        return verdict(f"<think>A or B? Answer: B perhaps.</think>\n\n**Answer:** {plain}")
+
+    with serving(wordy) as server:
+        texts = ["doc", "doc", "doc"], ["three words only", "five words stand here now", "a b c d"]
+        assert score(server, tmp_path, *texts, max_unreadable=0.0) == [1, 0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ It is the automatic rater of the paper (CLP, arXiv 2407.15762). Judges favour th
 et al. 2023, arXiv 2306.05685); a preference for a place counts as half a win here, since each answer stands at both.
 """
 
-import re
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from clp_lightning.config.rewards import JudgeReward
 from clp_lightning.errors import ClpError
 from clp_lightning.rewards.cache import key
 from clp_lightning.rewards.calls import Client
+from clp_lightning.rewards.verdicts import Reading, read
 
 SYSTEM = (
     "You compare two answers to the same document by one criterion. The document and the answers stand between marks. They"
@@ -25,8 +26,23 @@ QUESTION = """Criterion: {criterion}
 {texts}
 
 Which answer is better by the criterion? Reply with A, B or TIE."""
-VERDICT = re.compile(r"\s*(A|B|TIE)\.?\s*", re.IGNORECASE)
 FEWEST = 20  # answers before which the share of unreadable ones is taken as of so many: one of two is not half of all
+# why an answer cannot be read -> what is wrong with it, and what to do
+ADVICE = {
+    "cut": ("was cut before its verdict", "raise max_tokens, or turn off the model's thinking"),
+    "two": ("has more than one verdict", "say in criterion which decides, or take another model"),
+    "other": (
+        "has no verdict",
+        "take a model that replies with the letter alone, or with Answer: and the letter at the end",
+    ),
+}
+
+
+class Answer(NamedTuple):
+    """A judge's text, and whether the server ended it at `max_tokens`."""
+
+    text: str
+    cut: bool
 
 
 class Judge:
@@ -47,13 +63,14 @@ class Judge:
         questions = [(rows[row], swapped) for row in open_rows for swapped in (False, True)]
         with ThreadPoolExecutor(self.section.batch_size) as threads:
             answers = list(threads.map(lambda question: self._ask(*question), questions))
-        wins = [_win(answer, swapped) for answer, (_, swapped) in zip(answers, questions, strict=True)]
-        self._check(answers)
+        readings = [read(answer.text, cut=answer.cut) for answer in answers]
+        self._check(readings)
+        wins = [_win(reading.verdict, swapped) for reading, (_, swapped) in zip(readings, questions, strict=True)]
         values = np.full(len(rows), 0.5)
         values[open_rows] = np.array(wins, dtype=np.float64).reshape(-1, 2).mean(1)
         return values
 
-    def _ask(self, row: tuple[str, str, str], swapped: bool) -> str:
+    def _ask(self, row: tuple[str, str, str], swapped: bool) -> Answer:
         content = {
             "model": self.section.model,
             "temperature": 0,
@@ -65,13 +82,16 @@ class Judge:
         }
         return self.client.post(self.url, content, _message)
 
-    def _check(self, answers: list[str]) -> None:
-        unreadable = [answer for answer in answers if not VERDICT.fullmatch(answer)]
-        self.asked, self.unreadable = self.asked + len(answers), self.unreadable + len(unreadable)
+    def _check(self, readings: list[Reading]) -> None:
+        unreadable = [reading for reading in readings if reading.verdict is None]
+        self.asked, self.unreadable = self.asked + len(readings), self.unreadable + len(unreadable)
         if unreadable and self.unreadable > self.section.max_unreadable * max(self.asked, FEWEST):
+            why = Counter(reading.why for reading in unreadable).most_common(1)[0][0]
+            wrong, remedy = ADVICE[why]
+            last = [reading.quote for reading in unreadable if reading.why == why][-1]
             raise ClpError(
-                f"{self.unreadable} of {self.asked} answers of {self.section.model} are not A, B or TIE (the last:"
-                f" {unreadable[-1][:60]!r}); take another model, or raise max_tokens or max_unreadable"
+                f"{self.unreadable} of {self.asked} answers of {self.section.model} cannot be read as A, B or TIE; the last"
+                f" {wrong}: {last}; {remedy} (max_unreadable allows more)"
             )
 
 
@@ -88,16 +108,15 @@ def question(criterion: str, row: tuple[str, str, str], *, swapped: bool) -> str
     return QUESTION.format(criterion=criterion, texts=texts)
 
 
-def _win(answer: str, swapped: bool) -> float:
+def _win(verdict: str | None, swapped: bool) -> float:
     """Return 1 where the response won, 0 where the reference did, 0.5 for a tie and for what is no verdict."""
-    verdict = VERDICT.fullmatch(answer)
-    letter = verdict[1].upper() if verdict else "TIE"
-    return 0.5 if letter == "TIE" else float(letter == ("B" if swapped else "A"))
+    return 0.5 if verdict in (None, "TIE") else float(verdict == ("B" if swapped else "A"))
 
 
-def _message(answer: Any) -> str:
+def _message(answer: Any) -> Answer:
     try:
-        content = answer["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
+        choice = answer["choices"][0]
+        content, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError):
         raise ValueError("answered without choices[0].message.content") from None
-    return content if isinstance(content, str) else ""
+    return Answer(content if isinstance(content, str) else "", reason == "length")
