@@ -20,6 +20,7 @@ from clp_lightning.rewards.calls import Function, Http
 from clp_lightning.rewards.judge import Judge
 from clp_lightning.rewards.models import Encoder, Learned, Similarity
 from clp_lightning.rewards.text import Brevity, Length, Pattern, Readability, Rouge
+from clp_lightning.rewards.words import words
 
 
 class Reward(Protocol):
@@ -200,8 +201,7 @@ class Monitors:
 
 def distinct_2(text: str) -> float:
     """Return the share of different bigrams among a text's bigrams (Li et al. 2016); 1 for fewer than two words."""
-    words = text.lower().split()
-    bigrams = list(itertools.pairwise(words))
+    bigrams = list(itertools.pairwise(words(text.lower())))
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
 

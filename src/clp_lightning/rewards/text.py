@@ -8,6 +8,7 @@ import regex
 
 from clp_lightning.config.rewards import LengthReward, RegexReward
 from clp_lightning.errors import ClpError
+from clp_lightning.rewards.words import Tokenizer, words
 
 REGEX_SECONDS = 1.0  # for one response: a pattern that backtracks may take years on a long one
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -24,8 +25,8 @@ class Brevity:
         self.min_words = min_words
 
     def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Count words separated by white space."""
-        return -np.maximum([len(response.split()) for response in responses], self.min_words).astype(np.float64)
+        """Count words (`words.words`)."""
+        return -np.maximum([len(words(response)) for response in responses], self.min_words).astype(np.float64)
 
 
 class Length:
@@ -35,9 +36,9 @@ class Length:
         self.section = section
 
     def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        """Count words separated by white space, or characters without the white space around the response."""
-        words = self.section.unit == "words"
-        counts = np.array([len(text.split() if words else text.strip()) for text in responses], dtype=np.float64)
+        """Count words (`words.words`), or characters without the white space around the response."""
+        by_word = self.section.unit == "words"
+        counts = np.array([len(words(text) if by_word else text.strip()) for text in responses], dtype=np.float64)
         if self.section.max is not None:
             return np.minimum(0.0, self.section.max - counts)
         return np.minimum(0.0, self.section.tolerance - np.abs(counts - (self.section.target or 0)))
@@ -89,18 +90,18 @@ class Rouge:
         """Compare each response with its reference."""
         from rouge_score.rouge_scorer import RougeScorer
 
-        scorer = RougeScorer([self.metric], use_stemmer=True)
+        scorer = RougeScorer([self.metric], tokenizer=Tokenizer())
         scores = [scorer.score(a, b)[self.metric].fmeasure for a, b in zip(references, responses, strict=True)]
         return np.array(scores, dtype=np.float64)
 
 
 def reading_ease(text: str) -> float:
     """Return Flesch's reading ease of a text; what ends without a full stop is a sentence too."""
-    words = _WORD.findall(text)
-    if not words:
+    found = _WORD.findall(text)
+    if not found:
         return 0.0
     sentences = max(1, len(_SENTENCE_END.findall(text)))
-    ease = 206.835 - 1.015 * len(words) / sentences - 84.6 * sum(map(syllables, words)) / len(words)
+    ease = 206.835 - 1.015 * len(found) / sentences - 84.6 * sum(map(syllables, found)) / len(found)
     return min(100.0, max(0.0, ease))
 
 

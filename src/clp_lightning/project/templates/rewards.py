@@ -15,7 +15,7 @@ def on_topic(documents: Sequence[str], responses: Sequence[str]) -> list[float]:
 
 def words(text: str) -> set[str]:
     """Return the words of a text that say what it is about."""
-    return set(re.findall(r"[a-z0-9]+", text.lower())) - STOP
+    return set(re.findall(r"\w+", text.lower())) - STOP
 
 
 def _share(asked: set[str], answered: set[str]) -> float:
