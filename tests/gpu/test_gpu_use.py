@@ -50,11 +50,11 @@ def test_the_engine_writes_what_each_would_alone(family):
 def test_reward_models_and_encoders_score_as_on_the_cpu(classifier):
     answers = ["good .", "bad thing", "list"]
     for scored in (
-        lambda device: Learned(classifier, device=device)(DOCUMENTS, answers),
+        lambda device: Learned(classifier, index=0, device=device)(DOCUMENTS, answers),
         lambda device: Encoder(classifier, device=device)(DOCUMENTS),
     ):
         np.testing.assert_allclose(scored("auto"), scored("cpu"), atol=1e-4)
-    learned, encoder = Learned(classifier), Encoder(classifier)
+    learned, encoder = Learned(classifier, index=0), Encoder(classifier)
     learned(DOCUMENTS, answers), encoder(DOCUMENTS)
     assert {learned._loaded[0].device.type, encoder._loaded[0].device.type} == {DEVICE}
 

@@ -75,7 +75,7 @@ def test_pair_is_the_models_logit(classifier, index):
 
 
 def test_default_values_are_those_of_before_to_the_last_bit(classifier):
-    """What `learned` computed when it had no keys but `model`."""
+    """What `learned` computed when it had no keys but `model`, and took the first of several logits."""
     documents, responses = DOCUMENTS * 30, RESPONSES[::-1] * 30
     model = AutoModelForSequenceClassification.from_pretrained(classifier).eval()
     tokenizer = AutoTokenizer.from_pretrained(classifier)
@@ -85,24 +85,24 @@ def test_default_values_are_those_of_before_to_the_last_bit(classifier):
         tokens = tokenizer(*texts, truncation=True, max_length=64, padding=True, return_tensors="pt")
         with torch.inference_mode():
             before[rows] = model(**tokens).logits[:, 0].double().numpy()
-    assert Learned(classifier)(documents, responses).tolist() == before.tolist()
+    assert Learned(classifier, index=0)(documents, responses).tolist() == before.tolist()
 
 
 def test_chat_and_text_are_filled_in_once(classifier):
     chats = [f"<user>{d}<assistant>{r}" for d, r in zip(DOCUMENTS, RESPONSES, strict=True)]
     expected = direct(classifier, chats, add_special_tokens=False)  # the template has what it wants
-    assert Learned(classifier, template="chat")(DOCUMENTS, RESPONSES) == pytest.approx(expected, abs=1e-5)
+    assert Learned(classifier, index=0, template="chat")(DOCUMENTS, RESPONSES) == pytest.approx(expected, abs=1e-5)
     texts = [f"Q {d} A {r} {d}" for d, r in zip(DOCUMENTS, RESPONSES, strict=True)]  # braces of theirs stay
-    found = Learned(classifier, template="Q {document} A {response} {document}")(DOCUMENTS, RESPONSES)
+    found = Learned(classifier, index=0, template="Q {document} A {response} {document}")(DOCUMENTS, RESPONSES)
     assert found == pytest.approx(direct(classifier, texts), abs=1e-5)
 
 
 def test_what_is_too_long_keeps_the_response(classifier):
     long = ["word " * 50, "other " * 60]
     for template in ("chat", "{document} {response}"):
-        reward = Learned(classifier, template=template, max_tokens=12)
+        reward = Learned(classifier, index=0, template=template, max_tokens=12)
         assert np.ptp(reward(long[:1] * 2, ["makes one", "is gone"])) > 1e-3
-    reward = Learned(classifier, max_tokens=12)
+    reward = Learned(classifier, index=0, max_tokens=12)
     assert np.ptp(reward(long[:1] * 2, ["makes one", "is gone"])) > 1e-3
 
 
@@ -110,7 +110,7 @@ def test_a_conversation_that_is_too_long_keeps_its_last_turn(classifier):
     """By hand: of 16 tokens 3 are the model's own. Beside two of a response there is room for 11; a long one leaves 6."""
     talk = "Human: one two three four five six\n\nAssistant: yes\n\nHuman: why is it so"
     short, long = "makes one", "one two three four five six one two three"
-    reward = Learned(classifier, max_tokens=16)
+    reward = Learned(classifier, index=0, max_tokens=16)
     for response, kept, left in (
         (short, "five six Assistant: yes Human: why is it so", short),
         (long, "Human: why is it so", "one two three four five six one"),
@@ -137,7 +137,7 @@ def test_decoder_without_a_padding_token(decoder):
 )
 def test_batch_size_changes_no_value(classifier, rows, size):
     texts = [list(column) for column in zip(*rows, strict=True)]
-    reward = CACHED.setdefault(classifier, Learned(classifier))
+    reward = CACHED.setdefault(classifier, Learned(classifier, index=0))
     reward.batch_size = 64
     whole = reward(*texts)
     reward.batch_size = size
@@ -160,8 +160,8 @@ def test_pickled_weights_are_refused_unless_allowed(classifier, pickled):
         Learned(pickled)(DOCUMENTS, RESPONSES)
     with pytest.raises(ClpError, match="pickled weights only"):
         Encoder(pickled)(DOCUMENTS)
-    allowed = Learned(pickled, allow_pickle=True)(DOCUMENTS, RESPONSES)
-    assert allowed.tolist() == Learned(classifier)(DOCUMENTS, RESPONSES).tolist()
+    allowed = Learned(pickled, index=0, allow_pickle=True)(DOCUMENTS, RESPONSES)
+    assert allowed.tolist() == Learned(classifier, index=0)(DOCUMENTS, RESPONSES).tolist()
 
 
 def test_folders_that_are_no_reward_models_are_one_line(classifier, decoder, tmp_path):
@@ -176,7 +176,15 @@ def test_folders_that_are_no_reward_models_are_one_line(classifier, decoder, tmp
         (Learned(broken), "cannot load the model .*broken: .*; correct its name"),
         (Learned(weightless), "cannot load the model .*weightless: .*; correct its name"),
         (Learned(bare), "there is no tokenizer beside the model .*bare; save one with tokenizer.save_pretrained"),
-        (Learned(classifier, index=3), "has 3 logits; set index below that, from 0 for the first"),
+        (
+            Learned(classifier, index=3),
+            r"has 3 logits \(0 LABEL_0, 1 LABEL_1, 2 LABEL_2\); set index to the one that is",
+        ),
+        (
+            Learned(classifier),
+            r"has 3 logits \(0 LABEL_0, 1 LABEL_1, 2 LABEL_2\); set index to the one that is the reward",
+        ),
+        (Learned(decoder, index=1), "has 1 logit; set index to the one that is the reward, from 0 for the first"),
         (Learned(decoder, template="chat"), "the tokenizer of .* has no chat template; set template to pair or to a"),
         (Learned("package:no_such_package/x"), "the asset package no_such_package is not installed"),
         (Learned("./none", root=tmp_path), "./none: no such file or folder; correct the path"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_data import write_encoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from clp_lightning.config.data import Preferences, RewardModel
+from clp_lightning.errors import ClpError
 from clp_lightning.rewards.models import Learned
 from clp_lightning.training import reward_model
 
@@ -41,7 +43,7 @@ def pairs(tmp_path_factory):
 def train(encoder, pairs, tmp_path):
     """Train `steps` steps into `tmp_path`/`out`."""
 
-    def run(out, checkpoints="checkpoints", steps=24):
+    def run(out, checkpoints="checkpoints", steps=24, encoder=encoder):
         preferences = Preferences(
             kind="preferences", source="x.jsonl", subset=None, prompt=None, chosen="chosen", rejected="rejected",
             heldout=0.1, limit=None, skip_bad_rows=False,
@@ -68,6 +70,36 @@ def test_learns_what_decides_and_writes_a_plain_folder(train, tmp_path):
     curve = pd.read_csv(folder / "training_curve.csv")
     assert curve["step"].tolist() == list(range(24))
     assert curve["loss"].tail(4).mean() < 0.5 * curve["loss"].head(4).mean()
+
+
+def test_a_classifiers_head_is_left_out(train, tmp_path):
+    """Three labels, as NLI models have: the encoder is its own, the head a fresh one with one logit."""
+    nli = write_encoder(tmp_path / "nli", labels={0: "no", 1: "maybe", 2: "yes"}, texts=WORDS)
+    assert train("model", encoder=nli)["heldout"]["accuracy"] == 1.0
+    trained = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", local_files_only=True)
+    assert trained.config.num_labels == 1 and trained.classifier.out_features == 1
+    train("barely", "other", steps=1, encoder=nli)
+    own, barely = (AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("nli", "barely"))
+    near = [(a - b).abs().max().item() for a, b in zip(own.bert.parameters(), barely.bert.parameters(), strict=True)]
+    assert max(near) < 0.01  # one step from what was there, not drawn anew
+
+
+def test_weights_that_are_no_encoders_are_one_line(train, encoder, tmp_path):
+    for name, change, message in (
+        (
+            "wide",
+            {"hidden_size": 48},
+            "lacks bert.embeddings.LayerNorm.bias of BertForSequenceClassification, or has it in",
+        ),
+        ("deep", {"num_hidden_layers": 3}, "lacks bert.encoder.layer.2.attention.output.LayerNorm.bias of BertForSequ"),
+        ("none", {"model_type": "nothing"}, "; name a folder with safetensors and a tokenizer"),
+    ):
+        folder = shutil.copytree(encoder, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ClpError, match=rf"reward_models\.model\.encoder: .*{name}.*{message}") as raised:
+            train("model", encoder=folder)
+        assert "\n" not in str(raised.value)
 
 
 def test_first_loss_is_that_of_a_fair_coin(train, tmp_path):

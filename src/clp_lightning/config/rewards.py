@@ -81,7 +81,7 @@ class LearnedReward(RewardSection):
 
     kind: Literal["learned"]
     model: str  # folder, package:NAME/PATH or a name on the Hugging Face hub
-    index: Count = 0  # which logit: of an NLI model that of its label entailment
+    index: Count | None = None  # which logit: of an NLI model that of its label entailment; null: the only one
     template: Template = "pair"  # or chat (the tokenizer's), or a text with {document} and {response}
     max_tokens: Positive | None = None  # null: what the tokenizer says
     batch_size: Positive = 64
@@ -182,7 +182,7 @@ class JudgeReward(StoredSection):
     criterion: Annotated[str, Field(min_length=1)]
     batch_size: Positive = 8  # requests under way at once
     max_tokens: Positive = 8  # of an answer
-    max_unreadable: Share = 0.1  # more answers that are neither A, B nor TIE are an error
+    max_unreadable: Share = 0.1  # more answers that cannot be read as A, B or TIE are an error
     timeout: Seconds = 60.0
     retries: Count = 3
     token_env: Variable | None = None

@@ -14,11 +14,12 @@ from clp_lightning.data.transcripts import is_transcript
 from clp_lightning.errors import ClpError, one_line
 
 LONGEST = 512  # tokens, where a tokenizer does not know its limit
+MOST_LABELS = 8  # that a message names
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class Learned:
-    """A logit of a sequence-classification model, which is loaded at first use.
+    """A logit of a sequence-classification model, which is loaded at first use; with several logits `index` says which.
 
     `template` says how it reads the two texts: as a `pair` (a cross-encoder), as a user's and an assistant's message in the
     tokenizer's `chat` template, or filled into a text with {document} and {response}. What is longer than `max_tokens`, by
@@ -30,7 +31,7 @@ class Learned:
         model: Path | str,
         batch_size: int = 64,
         *,
-        index: int = 0,
+        index: int | None = None,
         template: str = "pair",
         max_tokens: int | None = None,
         allow_pickle: bool = False,
@@ -88,10 +89,7 @@ class Learned:
             model, tokenizer = _load(
                 AutoModelForSequenceClassification, self.model, self.root, allow_pickle=self.allow_pickle
             )
-            if self.index >= model.config.num_labels:
-                raise ClpError(
-                    f"{self.model} has {model.config.num_labels} logits; set index below that, from 0 for the first"
-                )
+            self.index = _logit(self.model, self.index, model.config)
             if self.template == "chat" and not tokenizer.chat_template:
                 raise ClpError(f"the tokenizer of {self.model} has no chat template; set template to pair or to a text")
             if self.template != "pair":
@@ -187,6 +185,17 @@ def set_padding(model: Any, tokenizer: Any) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token that is none
+
+
+def _logit(name: str, index: int | None, config: Any) -> int:
+    """Return which logit is the reward; several are of labels that only their names tell apart, so that none is the first."""
+    count = config.num_labels
+    if (count > 1) if index is None else (index >= count):
+        labels = ", ".join(f"{number} {label}" for number, label in sorted(config.id2label.items())[:MOST_LABELS])
+        more = ", ..." if count > MOST_LABELS else ""
+        found = f"{count} logits ({labels}{more})" if count > 1 else "1 logit"
+        raise ClpError(f"{name} has {found}; set index to the one that is the reward, from 0 for the first")
+    return index or 0
 
 
 def _filled(template: str, document: str, response: str) -> str:

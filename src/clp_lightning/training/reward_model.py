@@ -94,7 +94,7 @@ def train_reward_model(
     """
     encoder = resolve(settings.encoder)
     torch.manual_seed(seed)
-    model, tokenizer = _classifier(encoder)
+    model, tokenizer = _classifier(encoder, f"reward_models.{out.name}.encoder")
     module = RewardModule(
         model.to(chosen_device(device)).train(),
         tokenizer,
@@ -114,19 +114,31 @@ def train_reward_model(
     return pairwise_accuracy(Learned(out, device=device), read_split(pairs, "heldout"))
 
 
-def _classifier(encoder: str) -> tuple[Any, Any]:
-    """Load an encoder with one logit and no dropout: two readings of a pair should differ by the pair alone."""
+def _classifier(encoder: str, where: str) -> tuple[Any, Any]:
+    """Load an encoder with one logit and no dropout: two readings of a pair should differ by the pair alone.
+
+    A classifier loses its head, which is for labels of its own. Raises `ClpError`, with the key `where`, for what is no
+    encoder: transformers would make up at random whatever it misses.
+    """
     try:
         config = AutoConfig.from_pretrained(encoder, num_labels=1)
         for name in DROPOUTS:
             if hasattr(config, name):
                 setattr(config, name, 0.0)
-        model = AutoModelForSequenceClassification.from_pretrained(encoder, config=config, use_safetensors=True)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            encoder, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(encoder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ClpError(
-            f"encoder {encoder}: {one_line(error)}; name a folder with safetensors and a tokenizer"
+            f"{where}: {encoder}: {one_line(error)}; name a folder with safetensors and a tokenizer"
         ) from error
+    other = [name for name, *_ in report["mismatched_keys"]] + [n for n in report["missing_keys"] if "pooler" not in n]
+    if fresh := sorted(name for name in other if not name.startswith(HEADS)):
+        raise ClpError(
+            f"{where}: {encoder} lacks {fresh[0]} of {type(model).__name__}, or has it in another size; name an encoder whose"
+            " weights fit its config.json"
+        )
     set_padding(model, tokenizer)
     return model, tokenizer
 
