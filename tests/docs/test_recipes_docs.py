@@ -8,7 +8,7 @@ import pytest
 from locations import REPOSITORY
 from ruamel.yaml import YAML
 
-from clp_lightning.config.data import HashSplits, Preferences, RewardModel, Splits, Table
+from clp_lightning.config.data import HashSplits, Preferences, RewardModel, Scores, Splits, Table
 from clp_lightning.config.recipes import recipes
 from clp_lightning.data.tables import FILES
 
@@ -35,7 +35,7 @@ def test_every_kind_of_file_split_and_key_is_named():
         assert f"`{suffix}`" in DATA
     for kind in kinds(Splits):
         assert re.search(rf"^\| `{kind}` \|", DATA, re.MULTILINE), kind
-    for section in (Table, HashSplits, Preferences):
+    for section in (Table, HashSplits, Preferences, Scores):
         for key in section.model_fields:
             assert re.search(rf"\b{key}\b", DATA), (section.__name__, key)
 

@@ -156,10 +156,27 @@ class Preferences(Section):
     skip_bad_rows: bool
 
 
+class Scores(Section):
+    """Pairs of two answers to one prompt from rows with an answer and a number for it each, as HelpSteer has them.
+
+    The answer with the larger number is the chosen one; equal numbers make no pair.
+    """
+
+    kind: Literal["scores"]
+    source: Annotated[str, Field(min_length=1)]
+    subset: str | None
+    prompt: Column
+    response: Column
+    score: Column  # a column of numbers, larger is better: helpfulness, correctness ...
+    heldout: Rate  # share of the prompts, by hash, on which accuracy is measured
+    limit: Positive | None  # pairs kept in all, chosen by hash; null keeps every pair
+    skip_bad_rows: bool
+
+
 class RewardModel(Section):
     """One learned reward: Bradley-Terry training of an encoder on preference pairs; written to models/NAME."""
 
-    pairs: Annotated[Corruptions | Preferences, Field(discriminator="kind")]
+    pairs: Annotated[Corruptions | Preferences | Scores, Field(discriminator="kind")]
     encoder: Annotated[str, Field(min_length=1)]  # `package:NAME/PATH`, a local folder or a hub name
     max_tokens: Positive  # of both texts; the longer one loses its end, a conversation its start
     steps: Positive

@@ -179,7 +179,7 @@ class Config(Section):
             if isinstance(model.pairs, Corruptions) and self.data.kind != "api_descriptions":
                 raise ValueError(
                     f"reward_models.{name}.pairs: corruptions are made from data of the kind api_descriptions; use the kind "
-                    "preferences"
+                    "preferences or scores"
                 )
         for name, reward in self.rewards.items():
             folder = getattr(reward, "model", None)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from clp_lightning.config.data import Preferences, Table
+from clp_lightning.config.data import Corruptions, Preferences, Scores, Table
 from clp_lightning.config.parameters import Config
 from clp_lightning.data import own_rows
 
@@ -25,7 +25,7 @@ def check(config: Config) -> dict[str, dict[str, Any]]:
             "skip_bad_rows": False,
         }  # fmt: skip
     for name, model in config.reward_models.items():
-        if isinstance(model.pairs, Preferences):
+        if not isinstance(model.pairs, Corruptions):
             pairs, problems = own_rows.pairs(model.pairs, config.seed)
             shown = [
                 {"prompt": pair.document, "chosen": pair.chosen, "rejected": pair.rejected}
@@ -35,7 +35,9 @@ def check(config: Config) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _section(config: Table | Preferences, parts: Any, problems: list[Any], samples: list[Any]) -> dict[str, Any]:
+def _section(
+    config: Table | Preferences | Scores, parts: Any, problems: list[Any], samples: list[Any]
+) -> dict[str, Any]:
     return {
         "source": config.source,
         "rows": {split: len(rows) for split, rows in parts.items()},

@@ -5,6 +5,7 @@ left out and counted in the card. The same prompt never lies in two splits.
 """
 
 import hashlib
+import itertools
 import string
 import sys
 from collections import Counter
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clp_lightning.config.data import ColumnSplits, GivenSplits, HashSplits, Preferences, Table
+from clp_lightning.config.data import ColumnSplits, GivenSplits, HashSplits, Preferences, Scores, Table
 from clp_lightning.data import texts, transcripts
 from clp_lightning.data.tables import Problem, Row, read_rows, text_of, value_of
 from clp_lightning.errors import ClpError, UsageError
@@ -21,6 +22,7 @@ SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev", "eval"), "validation"
 )
 ORDER = ("test", "validation", "train")  # of two equal prompts in two splits, the training row is the one to go
+MOST_ANSWERS = 16  # to one prompt that are paired with each other: 120 pairs; of more these are chosen by hash
 GIVEN_VALIDATION = 0.1  # share of the training rows that becomes a validation split that a dataset does not have
 
 
@@ -33,6 +35,15 @@ class Example(NamedTuple):
     document: str
     summary: str | None
     split: str | None
+
+
+class Answer(NamedTuple):
+    """A prompt, an answer to it, and how good that is."""
+
+    place: str
+    document: str
+    response: str
+    score: float
 
 
 class Pair(NamedTuple):
@@ -58,12 +69,24 @@ def examples(config: Table, seed: int, root: Path = Path(".")) -> tuple[dict[str
     return _unique(parts, problems), sorted(problems, key=lambda problem: _in_order(problem.place))
 
 
-def pairs(config: Preferences, seed: int, root: Path = Path(".")) -> tuple[dict[str, list[Pair]], list[Problem]]:
-    """Return training and held-out pairs, split by a hash of the prompt, and the problems."""
+def pairs(
+    config: Preferences | Scores, seed: int, root: Path = Path(".")
+) -> tuple[dict[str, list[Pair]], list[Problem]]:
+    """Return training and held-out pairs, split by a hash of the prompt, and the problems.
+
+    Raises `UsageError` for columns that are not there, and for scores of which no two make a pair.
+    """
     problems: list[Problem] = []
     parts: dict[str, list[Pair]] = {"train": [], "heldout": []}
     seen: dict[tuple[str, ...], str] = {}
-    read = list(_parsed(read_rows(config.source, config.subset, root), _pair_of(config), problems))
+    rows = read_rows(config.source, config.subset, root)
+    if isinstance(config, Scores):
+        read = _paired(_parsed(rows, _answer_of(config), problems), seed, problems)
+        if not read:
+            where = f"{config.source} share {config.prompt!r} and differ in {config.score!r}"
+            raise UsageError(f"pairs.score: no two rows of {where}; name other columns, or a source with such rows")
+    else:
+        read = list(_parsed(rows, _pair_of(config), problems))
     if config.limit is not None:
         read = sorted(read, key=lambda pair: fraction(seed, "row", *map(_key, pair[1:])))[: config.limit]
     for pair in read:
@@ -149,8 +172,8 @@ def _pair_of(config: Preferences) -> Callable[[Row], Pair]:
             if config.prompt is not None:
                 _check_prompt(value_of(row, config.prompt, "pairs.prompt"), document)
         else:
-            document = _transcript(value_of(row, config.prompt, "pairs.prompt"))
-            better, worse = _answer(chosen, "chosen"), _answer(rejected, "rejected")
+            document = transcripts.prompt_of(value_of(row, config.prompt, "pairs.prompt"))
+            better, worse = transcripts.answer_of(chosen, "chosen"), transcripts.answer_of(rejected, "rejected")
         found = zip((document, better, worse), ("the prompt", "chosen", "rejected"), strict=True)
         document, better, worse = (texts.text(value, name) for value, name in found)
         if better == worse:
@@ -160,31 +183,44 @@ def _pair_of(config: Preferences) -> Callable[[Row], Pair]:
     return parse
 
 
+def _answer_of(config: Scores) -> Callable[[Row], Answer]:
+    def parse(row: Row) -> Answer:
+        prompt, response, score = (
+            value_of(row, getattr(config, key), f"pairs.{key}") for key in ("prompt", "response", "score")
+        )
+        document, text = transcripts.prompt_of(prompt), transcripts.answer_of(response, repr(config.response))
+        return Answer(row.place, document, text, texts.number(score, repr(config.score)))
+
+    return parse
+
+
+def _paired(answers: Iterable[Answer], seed: int, problems: list[Problem]) -> list[Pair]:
+    """Return a pair for every two answers to a prompt that differ in their score; the place is the better one's."""
+    prompts: dict[str, dict[str, Answer]] = {}
+    for each in answers:
+        known = prompts.setdefault(_key(each.document), {})
+        first = known.setdefault(_key(each.response), each)
+        if first is not each:
+            problems.append(Problem(each.place, "the same prompt and answer as another row", first.place))
+    made = []
+    for prompt, known in prompts.items():
+        kept = sorted(known, key=lambda answer: fraction(seed, "answer", prompt, answer))[:MOST_ANSWERS]
+        for one, other in itertools.combinations((known[answer] for answer in kept), 2):
+            if one.score != other.score:
+                better, worse = (one, other) if one.score > other.score else (other, one)
+                made.append(Pair(better.place, better.document, better.response, worse.response))
+    return made
+
+
 def _whole(chosen: Any, rejected: Any) -> bool:
     """Whether both answers are conversations that begin with their prompt, as UltraFeedback has them beside it."""
     return all(isinstance(value, list) and len(value) > 1 for value in (chosen, rejected))
 
 
 def _check_prompt(prompt: Any, document: str) -> None:
-    stated = _transcript(prompt).strip()
+    stated = transcripts.prompt_of(prompt).strip()
     if stated not in (document, document.removeprefix("Human: ")) and not document.endswith(f"Human: {stated}"):
         raise ValueError("chosen and rejected begin with another prompt than the prompt's column has")
-
-
-def _transcript(prompt: Any) -> str:
-    if not isinstance(prompt, list):
-        return texts.text(prompt, "the prompt")
-    document, answer = transcripts.from_messages(prompt)
-    return document if answer is None else f"{document}\n\nAssistant: {answer}"
-
-
-def _answer(value: Any, what: str) -> str:
-    """Return an answer that is a text, or the only message of a list as TRL's conversational format has it."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = transcripts.content_of(value[0], 1)
-    if isinstance(value, list | dict):
-        raise ValueError(f"{what} must be a text, or one message of the assistant")
-    return texts.text(value, what)
 
 
 def _fields(prompt: str) -> list[str]:

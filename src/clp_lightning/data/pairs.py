@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clp_lightning.config.data import Corruptions, Preferences
+from clp_lightning.config.data import Corruptions, Preferences, Scores
 from clp_lightning.config.parameters import Config
 from clp_lightning.data.api_descriptions import content_words
 from clp_lightning.data.own_rows import Pair, refuse
@@ -46,10 +46,10 @@ def build_pairs(config: Config, name: str, corpus: Path, out: Path) -> dict[str,
     Raises `ClpError` when a split is too small for the counts that are asked for, or a row of own pairs cannot be used.
     """
     asked = config.reward_models[name].pairs
-    if isinstance(asked, Preferences):
-        parts, left_out = _own(asked, config.seed, f"reward_models.{name}.pairs")
-    else:
+    if isinstance(asked, Corruptions):
         parts, left_out = _made(asked, config.seed, corpus), {}
+    else:
+        parts, left_out = _own(asked, config.seed, f"reward_models.{name}.pairs")
     with atomic(out) as folder:
         folder.mkdir()
         for split, frame in parts.items():
@@ -69,7 +69,7 @@ def _made(asked: Corruptions, seed: int, corpus: Path) -> dict[str, pd.DataFrame
     return parts
 
 
-def _own(asked: Preferences, seed: int, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+def _own(asked: Preferences | Scores, seed: int, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     read, problems = read_pairs(asked, seed)
     skipped = refuse(problems, asked.skip_bad_rows, where)
     if empty := [split for split, rows in read.items() if not rows]:

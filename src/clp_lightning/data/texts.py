@@ -1,4 +1,4 @@
-"""What a text is, for every way in: columns, messages, preference pairs."""
+"""What a text is, and what a number, for every way in: columns, messages, preference pairs."""
 
 import math
 from typing import Any
@@ -25,3 +25,16 @@ def text(value: Any, what: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"{what} holds half a character (a lone surrogate)")
     return value.strip()
+
+
+def number(value: Any, what: str) -> float:
+    """Return a value as a number, which may be written as text; raises `ValueError` with `what` for what is none or missing."""
+    if missing(value):
+        raise ValueError(f"{what} is empty")
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{what} is no number")
+    return found

@@ -80,6 +80,23 @@ def split_answer(transcript: str) -> tuple[str, str]:
     return text[: found[-1].start()].strip(), text[found[-1].end() :].strip()
 
 
+def prompt_of(value: Any) -> str:
+    """Return a prompt that is a text, or a list of messages as a transcript; raises `ValueError` for what is neither."""
+    if not isinstance(value, list):
+        return texts.text(value, "the prompt")
+    document, answer = from_messages(value)
+    return document if answer is None else f"{document}\n\nAssistant: {answer}"
+
+
+def answer_of(value: Any, what: str) -> str:
+    """Return an answer that is a text, or the only message of a list as TRL's conversational format has it."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = content_of(value[0], 1)
+    if isinstance(value, list | dict):
+        raise ValueError(f"{what} must be a text, or one message of the assistant")
+    return texts.text(value, what)
+
+
 def implicit_prompt(chosen: Any, rejected: Any) -> tuple[str, str, str]:
     """Return prompt, chosen and rejected answer of a pair that states its prompt in both answers (TRL's implicit prompt).
 

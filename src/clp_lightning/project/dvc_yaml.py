@@ -6,7 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from clp_lightning.config.data import Preferences, Pretrained, Table
+from clp_lightning.config.data import Corruptions, Pretrained, Table
 from clp_lightning.config.parameters import Config
 from clp_lightning.files import atomic
 
@@ -62,7 +62,7 @@ def _inputs(stage: str, config: Config, folder: Path) -> list[str]:
     elif stage == "base" and isinstance(config.base, Pretrained):
         own = [config.base.model]
     elif stage == "pairs":
-        own = [model.pairs.source for model in config.reward_models.values() if isinstance(model.pairs, Preferences)]
+        own = [each.pairs.source for each in config.reward_models.values() if not isinstance(each.pairs, Corruptions)]
     elif stage == "publish":
         return [f"results/{method}" for method in config.compared]
     elif stage in SCORING:
