@@ -3,6 +3,7 @@
 What makes a stage refuse the data as a whole is asked here in the stage's own words.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def check(config: Config, root: Path = Path(".")) -> dict[str, dict[str, Any]]:
         found["data"]["faults"] += _lines(lambda: needs.check_sft(config, [row.summary for row in parts["train"]]))
         for split in ("train", "test"):
             rows = [(row.document, row.summary) for row in parts[split]]
-            found["data"]["faults"] += _lines(lambda rows=rows: needs.check_rewards(config, rows, root))
+            found["data"]["faults"] += _lines(functools.partial(needs.check_rewards, config, rows, root))
     else:
         found["data"] = {
             "source": "API descriptions of the botocore package", "rows": {}, "files": [], "samples": [], "problems": [],

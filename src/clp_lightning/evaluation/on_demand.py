@@ -19,7 +19,9 @@ def own_prompts(path: Path) -> pd.DataFrame:
     try:
         lines = utf8(path.read_bytes(), path).splitlines()
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name a UTF-8 file with one prompt per line") from error
+        raise UsageError(
+            f"{path}: cannot be read ({error.strerror}); name a UTF-8 file with one prompt per line"
+        ) from error
     texts = [line for line in lines if line.strip()]
     if not texts:
         raise UsageError(f"{path}: no prompt in it; write one per line")
