@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+import typer
 from transformers.models.auto import modeling_auto
 
 from clp_lightning.errors import ClpError
@@ -94,9 +95,14 @@ def table() -> Iterator[str]:
         yield f"| `{family}` | {found} | {why[:110]} |"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print docs/models.md's table: every family that transformers can build tiny, through the probe (minutes)."""
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     for line in table():
         print(line)
         sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -75,7 +75,10 @@ def _json(path: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Heal the workspace that the command line names, the current folder by default."""
+    """Heal the workspace that the command line names, the current folder by default; exit code 2 for what is no folder."""
+    if len(arguments) > 1 or (arguments and not Path(arguments[0]).is_dir()):
+        print("usage: python -m flows.dvc_state [WORKSPACE], a folder with a dvc.yaml", file=sys.stderr)
+        return 2
     for line in heal(Path(arguments[0] if arguments else ".")):
         print(line, file=sys.stderr)
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
+from clp_lightning.errors import plural
 from flows.artifacts import flat
 from flows.stage_log import StageLog, run_id
 from flows.stage_process import StageProcesses
@@ -41,6 +42,6 @@ def evaluate(
         processes.end_all()
     report: dict[str, Any] = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
     rows = [flat(point) for point in report["points"]]
-    text = f"{report['model']} on {report['prompts']} prompts; answers: {(folder / out).resolve().as_uri()}"
+    text = f"{report['model']} on {plural(report['prompts'], 'prompt')}; answers: {(folder / out).resolve().as_uri()}"
     create_table_artifact(rows, key="evaluation", description=text)
     return report

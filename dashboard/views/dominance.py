@@ -32,7 +32,7 @@ def _page(store: Store) -> None:
     show(charts.matrix_figure(values, PAIRS[kind].title), "matrix", f"Matrix of methods: {PAIRS[kind].sentence}")
     pairs = len(view.methods) * (len(view.methods) - 1) // 2
     st.caption(
-        f"Row against column, in percent. {PAIRS[kind].sentence} {pairs} pairs are compared and none is corrected for that."
+        f"Row against column, in percent. {PAIRS[kind].sentence} Pairs compared: {pairs}; none is corrected for that."
     )
     download(values.reset_index(names="method"), f"{kind}-{view.run_id}")
     _volumes_and_costs(store, view)

@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 from shared.common import LISTED, MARK, View, choose_view, dark, guarded, heading, marked, show
 
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make
 from clp_lightning.report.labels import weighting_label
 from clp_lightning.store.queries import Store
 
@@ -53,7 +53,8 @@ def _page(store: Store) -> None:
     found = policies(root)
     if not found:
         st.info(
-            f"There is no model in {root / 'models'}. `make repro` trains one; `dvc pull` fetches those of a remote.",
+            f"There is no model in {root / 'models'}. {make('repro', folder=root)} trains one; {make('pull', folder=root)} "
+            "fetches those of a remote.",
             icon=":material/model_training:",
         )
         return

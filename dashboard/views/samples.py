@@ -5,6 +5,7 @@ import streamlit as st
 from shared.common import View, choose_document, choose_view, download, guarded, marked, steady, without_reference
 from shared.tables import LABEL, MARKUP, Column, rewards_and_tokens, show_answers, show_table, weighting_labels
 
+from clp_lightning.errors import plural
 from clp_lightning.store.queries import REFERENCE, Store
 
 PLACE = 4  # among the pages
@@ -78,5 +79,5 @@ def _worst_answers(store: Store, view: View) -> None:
         st.info("No answer has so little of this reward.", icon=":material/check:")
         return
     show_answers(answers, view.objectives, f"Answers of {method} with the least {objective}")
-    st.caption(f"The {len(answers)} answers with the least {objective}, over all weightings.")
+    st.caption(f"The {plural(len(answers), 'answer')} with the least {objective}, over all weightings.")
     download(answers, f"worst-{objective}-{view.run_id}")

@@ -93,6 +93,15 @@ def read_json(path: Path | str, *, remedy: str) -> Any:
         raise ClpError(f"cannot read {path}: {error}; {remedy}") from error
 
 
+def utf8(raw: bytes, where: Path | str) -> str:
+    """Return what bytes say, without a byte order mark; raises `UsageError` with the line and the byte that is no UTF-8."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise UsageError(f"{where}:{line}: not UTF-8 (byte 0x{byte:02x}); save it as UTF-8") from None
+
+
 def fingerprint(*parts: Any) -> str:
     """First 16 hex digits of the SHA-256 over JSON-able values and the contents of files and folders given as Path."""
     digest = hashlib.sha256()

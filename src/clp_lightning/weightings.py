@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clp_lightning.errors import UsageError
+from clp_lightning.errors import UsageError, plural
 
 SUM_TOLERANCE = 1e-6
 
@@ -43,7 +43,9 @@ def to_rows(
     else:
         array = np.stack([to_array(weighting, objectives) for weighting in weightings])
     if array.shape != (rows, len(objectives)):
-        raise UsageError(f"{rows} prompts but weightings of shape {array.shape}; give one weighting, or one per prompt")
+        raise UsageError(
+            f"{plural(rows, 'prompt')} but weightings of shape {array.shape}; give one weighting, or one per prompt"
+        )
     return array
 
 
@@ -83,7 +85,9 @@ def alphas(values: float | Sequence[float] | np.ndarray, rows: int) -> np.ndarra
     """Return KL strengths as float64 [rows]: one for all rows, or one each; raises `UsageError` outside of 0..1."""
     array = np.asarray(values, dtype=np.float64)
     if array.shape not in ((), (rows,)):
-        raise UsageError(f"alpha: {rows} prompts but values of shape {array.shape}; give one value, or one per prompt")
+        raise UsageError(
+            f"alpha: {plural(rows, 'prompt')} but values of shape {array.shape}; give one value, or one per prompt"
+        )
     if not ((array >= 0) & (array <= 1)).all():
         raise UsageError(f"alpha: must lie between 0 and 1 (1 is the reference policy), but found {array.tolist()}")
     return np.broadcast_to(array, (rows,))

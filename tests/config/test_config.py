@@ -34,6 +34,12 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return values
 
 
+def test_bytes_that_are_not_utf8_are_named_with_line_and_byte(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"seed: 0\n# na\xefve\n")
+    with pytest.raises(UsageError, match=r"params\.yaml:2: not UTF-8 \(byte 0xef\); save it as UTF-8$"):
+        load_config(tmp_path / "params.yaml")
+
+
 def problem(tmp_path: Path, content: dict[str, Any] | str | bytes) -> str:
     """The message for a parameter file with this content, without the file's name."""
     path = tmp_path / "params.yaml"

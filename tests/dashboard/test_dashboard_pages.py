@@ -114,7 +114,7 @@ def test_dominance_says_who_is_ahead_and_how_sure_that_is(arena):
 def test_methods_and_statistic_are_chosen_and_garbage_in_the_address_is_the_default(arena):
     app = run("dominance", arena)
     app.pills(key="methods").set_value(["clp-full", "rewarded-soups"]).run()
-    assert not app.exception and "1 pairs are compared" in shown(app)
+    assert not app.exception and "Pairs compared: 1; " in shown(app)
     app.query_params["statistic"] = "<script>"
     app.query_params["methods"] = "nonsense"
     app.query_params["run"] = "' OR 1=1 --"

@@ -75,7 +75,7 @@ def bad(tmp_path, name, content, **options):
 @pytest.mark.parametrize(
     ("name", "content", "options", "kept", "expected"),
     [
-        ("a.csv", "q,r\nx,1\ny\nz,2\n", {}, 2, [("a.csv:3", "1 fields, but the first line names 2 columns")]),
+        ("a.csv", "q,r\nx,1\ny\nz,2\n", {}, 2, [("a.csv:3", "1 field, but the first line names 2 columns")]),
         ("a.csv", "q,r\nx,1\n,2\n", {}, 1, [("a.csv:3", "'q' is empty")]),
         ("a.csv", 'q,r\n"x\ny",1\n,2\n', {}, 1, [("a.csv:4", "'q' is empty")]),  # a record of two lines before
         ("a.csv", "q,r\nx,1\nX ,2\n", {}, 1, [("a.csv:3", "the same prompt as another row (a.csv:2)")]),
@@ -121,7 +121,8 @@ def test_bad_rows_are_named_with_line_and_reason(tmp_path, name, content, option
         ("a.parquet", "no", {}, "a.parquet: not a readable Parquet file"),
         ("a.xlsx", "no", {}, "a.xlsx: files of the kind .xlsx are not read; use .csv"),
         ("a.csv", "q,r\nx,1\n", {"prompt": "{q"}, "data.prompt: not a template"),
-        ("a.csv", "q,r\nx,1\n", {"prompt": "{q.__class__}"}, "data.prompt: '{q.__class__}' must name columns only"),
+        ("a.csv", "q,r\nx,1\n", {"prompt": "{q.__class__}"}, "data.prompt: a.csv has no column 'q.__class__'; it has q, r"),
+        ("a.csv", "q,r\nx,1\n", {"prompt": "{}"}, "data.prompt: '{}' must name columns"),
         ("a.csv", "q,r\nx,1\n", {"splits": GivenSplits(kind="given")},
          "data.splits: the source has no splits of its own; use the kind hash or column"),
     ],

@@ -107,8 +107,22 @@ def test_pairs_as_ultrafeedback_has_them(prompt):
         assert len(found) == 2 and not problems
     else:
         assert [problem.text for problem in problems] == [
-            "chosen and rejected begin with another prompt than the prompt's column has"
+            "chosen and rejected begin with another prompt than the prompt's column has; with prompt: null the prompt is "
+            "what both begin with"
         ]
+
+
+def test_transcripts_beside_their_prompt_are_told_of_null(tmp_path):
+    row = {
+        side: f"\n\nHuman: Why?\n\nAssistant: {answer}" for side, answer in (("chosen", "Yes."), ("rejected", "No."))
+    }
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "Why?"} | row))
+    _, problems = pairs(preferences("p.jsonl"), 0, tmp_path)
+    assert [problem.text for problem in problems] == [
+        "chosen and rejected are transcripts that begin with their prompt; with prompt: null the prompt is what both begin with"
+    ]
+    parts, problems = pairs(preferences("p.jsonl", None), 0, tmp_path)
+    assert not problems and [pair[1:] for pair in parts["train"]] == [("Human: Why?", "Yes.", "No.")]
 
 
 def test_conversations_as_sharegpt_has_them_without_an_empty_system_turn():

@@ -168,6 +168,12 @@ def test_cli_frontier_prints_the_contract(project):
         (("generate", "--alpha", "0.5", "--weighting", WEIGHTS, "x"), 2, "trained at one KL strength and takes none"),
         (("stage", "nonsense"), 2, "no stage 'nonsense'"),
         (("stage", "train"), 2, "stage train needs --method"),
+        (
+            ("stage", "base", "--method", "x"),
+            2,
+            "stage base takes no --method; leave it out, or name one of train, evaluate",
+        ),
+        (("stage", "train", "--reward", "x"), 2, "stage train takes no --reward; leave it out, or name one of pairs, "),
         (("stage", "train", "--method", "ppo"), 2, "methods.ppo: no such method"),
         (("stage", "corpus", "--params", "none.yaml"), 2, "none.yaml: No such file"),
     ],

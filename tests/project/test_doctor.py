@@ -24,7 +24,7 @@ def test_a_healthy_project_has_no_problem_and_the_command_says_so(smoke, tmp_pat
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 0, done.stdout
     assert findings["models"]["found"] == "clp-full, rewarded-soups"
-    assert findings["store"]["found"].startswith("1 runs, the latest ")
+    assert findings["store"]["found"].startswith("1 run, the latest ")
     assert all(bool(finding["remedy"]) == (finding["state"] != "ok") for finding in findings.values())
     (folder / "models" / "clp-full" / "experts.safetensors").unlink()
     (folder / "frontier.duckdb").write_text("something else")
@@ -38,12 +38,15 @@ def test_a_healthy_project_has_no_problem_and_the_command_says_so(smoke, tmp_pat
 def test_an_empty_folder_has_notes_and_broken_parameters_are_a_problem(tmp_path, monkeypatch):
     findings = found(tmp_path, monkeypatch)
     assert {name for name, finding in findings.items() if finding.state == "problem"} == set()
+    assert findings["store"].remedy == "`dvc repro` publishes the first run"  # there is no Makefile
+    assert findings["models"].remedy == "`dvc repro` trains them, `dvc pull` fetches those of a remote"
     assert findings["models"].state == findings["store"].state == findings["prefect"].state == "note"
     broken = found(tmp_path, monkeypatch, params=tmp_path / "params.yaml")
     assert broken["parameters"].state == "problem" and "store" not in broken
 
 
 def test_packages_that_are_not_those_of_the_lock_are_named(tmp_path, monkeypatch):
+    (tmp_path / "Makefile").write_text("setup:\n")
     (tmp_path / "requirements.lock").write_text("# a comment\nnumpy==0.0.1\nno-such-package==1\n")
     finding = found(tmp_path, monkeypatch)["packages"]
     assert finding.state == "problem" and "no-such-package missing (lock: 1)" in finding.found

@@ -85,7 +85,7 @@ def test_old_runs_leave_the_store(project, monkeypatch):
     assert f"run {older} of the store" in dry.output and "would remove 0 policies" in dry.output
     assert len(Store("frontier.duckdb").runs()) == 2
     done = CliRunner().invoke(app, ["prune", "--runs", "1"])
-    assert done.exit_code == 0 and "1 runs" in done.output
+    assert done.exit_code == 0 and ", 1 run: " in done.output
     assert Store("frontier.duckdb").runs().run_id.tolist() == [newer]
 
 

@@ -17,7 +17,7 @@ from clp_lightning.report.html import write_html
 from clp_lightning.report.labels import difference_sentence, method_styles
 from clp_lightning.report.picture import picture
 from clp_lightning.report.run import comparison, write_report
-from clp_lightning.report.tables import print_against, print_seeds, print_table, seeds_as_json
+from clp_lightning.report.tables import print_against, print_points, print_seeds, print_table, seeds_as_json
 from clp_lightning.store import runs
 from clp_lightning.store.queries import Store, publish
 
@@ -169,15 +169,31 @@ def test_many_methods_are_set_against_the_baselines(many):
 
 
 def test_no_number_is_cut_off_on_a_narrow_terminal(other_counts):
-    console = Console(file=io.StringIO(), width=80)
-    print_table(other_counts, console, points=True)
-    text = console.file.getvalue()
+    text = printed(other_counts, 80)
     points = text[: text.index("Monitored")]
     assert "…" not in points
     for method in other_counts["methods"]:
         for point in method["points"]:
             for low, high in point["intervals"].values():
                 assert f"[{low:.2f},{high:.2f}]".replace("-0.00", "0.00") in points
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_points_of_a_policy_are_whole_at_any_width(count, width):
+    names = ("informativeness", "brevity", "readability", "harmlessness", "politeness", "on_topic")[:count]
+    point = {
+        "weighting": {name: 0.12 for name in names}, "rewards": dict.fromkeys(names, -0.25),
+        "intervals": {name: [-0.5 - n, 0.75] for n, name in enumerate(names)},
+        "monitors": {"rouge_l": None, "coverage": 0.81, "kl": 12.34, "length": 123.4, "distinct_2": 0.98},
+    }  # fmt: skip
+    console = Console(file=io.StringIO(), width=width)
+    print_points({"objectives": names, "methods": [{"method": "rewarded-soups", "points": [point]}]}, "Title", console)
+    text = console.file.getvalue()
+    assert "…" not in text and max(len(line.rstrip()) for line in text.splitlines()) <= width
+    shown = [*names, "coverage", "ROUGE-L", "length", "dist-2", "12.34", "123.4", "0.98"]
+    shown += [f"[{-0.5 - n:.2f},0.75]" for n in range(count)]
+    assert [word for word in shown if word not in text.split()] == []
 
 
 def test_win_rates_and_dominance_probabilities_are_in_the_contract(many):

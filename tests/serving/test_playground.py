@@ -147,7 +147,7 @@ def test_the_first_document_is_the_one_that_tells_most(monkeypatch, tmp_path):
 def test_without_a_model_the_page_says_how_to_get_one(tmp_path, published, monkeypatch):
     shutil.copy(published / "frontier.duckdb", tmp_path)
     app = page(tmp_path / "frontier.duckdb", monkeypatch)
-    assert "There is no model in" in app.info[0].value and "make repro" in app.info[0].value
+    assert "There is no model in" in app.info[0].value and "`dvc repro` trains one" in app.info[0].value
 
 
 def test_a_model_of_other_objectives_is_one_sentence(steered, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The command `clp`."""
 
+import importlib.metadata
 import logging
 import os
 import sys
@@ -11,9 +12,27 @@ import typer
 from clp_lightning.cli import champion, data, doctor, policy, report, serve
 from clp_lightning.errors import ClpError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 Params = Annotated[Path, typer.Option(help="Parameter file of the project.")]
 policy.register(app)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"clp-lightning {importlib.metadata.version('clp-lightning')}")
+        raise typer.Exit
+
+
+@app.callback()
+def clp(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Finetune one language model for every trade-off between its rewards, and steer it by a weighting when it answers.
+
+    Begin with `clp init FOLDER` (a small working project), then in that folder `clp data` (check it) and `dvc repro` (train it).
+    """
 
 
 @app.command()

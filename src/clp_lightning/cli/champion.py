@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from clp_lightning.errors import plural
+
 
 def promote(
     params: Annotated[Path, typer.Option(help="Parameter file of the project.")] = Path("params.yaml"),
@@ -85,11 +87,11 @@ def evaluate(
         return
     from rich.console import Console
 
-    from clp_lightning.report.tables import points_table
+    from clp_lightning.report.tables import print_points
 
     shown = {"objectives": config.objectives, "methods": [{"method": model.name, "points": rows}]}
-    title = f"{model}, {frame.prompt_id.nunique()} prompts: mean standardized rewards [95 % interval]"
-    Console().print(points_table(shown, title, rewards=True, monitors=True))
+    title = f"{model}, {plural(frame.prompt_id.nunique(), 'prompt')}: mean standardized rewards [95 % interval]"
+    print_points(shown, title, Console())
 
 
 def prune(
@@ -113,8 +115,9 @@ def prune(
     if not dry_run:
         retention.prune(todo)
     print(
-        f"{'would remove' if dry_run else 'removed'} {len(todo.policies)} policies, {len(todo.checkpoints)} checkpoint folders, "
-        f"{len(todo.logs)} logs, {len(todo.runs)} runs: {freed / 1e6:.1f} MB and what the runs take in the store"
+        f"{'would remove' if dry_run else 'removed'} {plural(len(todo.policies), 'policy', 'policies')}, "
+        f"{plural(len(todo.checkpoints), 'checkpoint folder')}, {plural(len(todo.logs), 'log')}, "
+        f"{plural(len(todo.runs), 'run')}: {freed / 1e6:.1f} MB and what the runs take in the store"
     )
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, plural
 
-MOST_LISTED = 20
+MOST_LISTED, MOST_FILES = 20, 3
 
 
 def init(
@@ -35,14 +35,14 @@ def data(
     skip_bad_rows: Annotated[bool, typer.Option(help="Count rows that cannot be used instead of failing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the data card and all problems as JSON.")] = False,
 ) -> None:
-    """Check the prompts and preference pairs that params.yaml names, without writing anything.
+    """Check the prompts and preference pairs that params.yaml names, without writing anything; sources are relative to it.
 
     Example: clp data --skip-bad-rows
     """
     from clp_lightning.config.parameters import load_config
     from clp_lightning.data.check import check
 
-    found = check(load_config(params))
+    found = check(load_config(params), params.parent)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -51,9 +51,12 @@ def data(
     bad = sum(len(section["problems"]) for section in found.values())
     allowed = skip_bad_rows or all(section["skip_bad_rows"] for section in found.values() if section["problems"])
     if bad and not allowed:
+        them = "it" if bad == 1 else "them"
         raise ClpError(
-            f"{bad} rows cannot be used; mend them, or leave them out with skip_bad_rows: true in params.yaml"
+            f"{plural(bad, 'row')} cannot be used; mend {them}, or leave {them} out with skip_bad_rows: true in params.yaml"
         )
+    if faults := [fault for section in found.values() for fault in section["faults"]]:
+        raise ClpError(faults[0])  # as the stage says it, which would end here; the others are listed above
 
 
 def _show(name: str, section: dict[str, Any]) -> None:
@@ -70,10 +73,27 @@ def _show(name: str, section: dict[str, Any]) -> None:
         for sample in section["samples"]:
             table.add_row(*(Text(str(sample[column] or "")) for column in columns))
         console.print(table)
+    if section["files"]:
+        console.print(Text(_files(section["files"])))
     for place, reason in section["problems"][:MOST_LISTED]:
         console.print(Text(f"{place}: {reason}"))
     if len(section["problems"]) > MOST_LISTED:
         console.print(Text(f"and {len(section['problems']) - MOST_LISTED} more; --json lists them all"))
+    for fault in section["faults"]:
+        console.print(Text(fault))
+
+
+def _files(files: list[tuple[str, str | None]]) -> str:
+    """Return which files were read and, where their names decide, which of them became which split."""
+    by_split: dict[str | None, list[str]] = {}
+    for file, split in files:
+        by_split.setdefault(split, []).append(file)
+    parts = []
+    for split, names in by_split.items():
+        more = f" and {len(names) - MOST_FILES} more" if len(names) > MOST_FILES else ""
+        what = "all rows, split anew," if split is None else split
+        parts.append(f"{what} from {', '.join(names[:MOST_FILES])}{more}")
+    return f"files: {'; '.join(parts)}"
 
 
 def register(app: typer.Typer) -> None:

@@ -1,5 +1,6 @@
 """The commands that ask a policy: `clp generate` and `clp export`."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.errors import ClpError, UsageError, make
 
 
 def generate(
@@ -45,6 +46,10 @@ def generate(
     for row, text in enumerate(texts):
         if not text.strip():
             raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
+        if any(
+            "\udc80" <= character <= "\udcff" for character in text
+        ):  # what Python makes of other bytes of an argument
+            raise UsageError(f"prompt {row + 1} is not UTF-8; write it so, or give it on standard input")
     from clp_lightning.promotion import champion
 
     model = champion.resolve(model)
@@ -129,15 +134,19 @@ def _objectives(model: Path) -> list[str]:
 
     if not (model / "clp.json").is_file():
         raise ClpError(
-            f"no steerable model at {model}; `make repro` writes models/clp-full, or name a folder with --model"
+            f"no steerable model at {model}; {make('repro')} writes models/clp-full, or name a folder with --model"
         )
-    return read_json(model / "clp.json", remedy="run `make repro` to write it again")["objectives"]
+    return read_json(model / "clp.json", remedy=f"run {make('repro')} to write it again")["objectives"]
 
 
 def _standard_input() -> list[str]:
     if sys.stdin.isatty():
         raise UsageError("no prompt; give texts as arguments or one per line on standard input")
-    lines = [line.rstrip("\n") for line in sys.stdin]
+    from clp_lightning.files import utf8
+
+    # bytes, since what Python makes of them depends on the locale; line ends as it reads them from a text
+    text = utf8(sys.stdin.buffer.read(), "standard input")
+    lines = [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
     texts = [line for line in lines if line.strip()]
     if not texts:
         raise UsageError("prompt is empty: standard input held no text; give one text per line")

@@ -1,8 +1,10 @@
 """`clp serve`: one policy behind an OpenAI-compatible interface, each request at its own trade-off."""
 
+import errno
 import ipaddress
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +46,7 @@ def serve(
     from clp_lightning.promotion import champion
 
     folder = champion.resolve(model)
+    sockets = listening(host, port)  # a model takes long to load, only to be told that the port is taken
 
     import uvicorn
 
@@ -66,9 +69,57 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         try:
-            uvicorn.Server(config).run()
-        except SystemExit as error:  # uvicorn's way to say that the address is taken; it has logged why
-            raise ClpError(f"cannot listen on {host}:{port}; choose another --port") from error
+            uvicorn.Server(config).run(sockets)
+        except (
+            OSError
+        ) as error:  # another took the port in the meantime, which a socket that does not listen yet allows
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise _taken(host, port, error) from error
+
+
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that hold a port at each address of a host, and do not listen yet: who asks early is refused.
+
+    Raises `ClpError` for an address that is taken, is not this machine's or is not known.
+    """
+    held: list[socket.socket] = []
+    failed: OSError | None = None
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ClpError(
+            f"--host {host}: {error.strerror}; name an address of this machine, such as 127.0.0.1"
+        ) from error
+    for family, kind, protocol, _, address in found:
+        try:
+            each = socket.socket(family, kind, protocol)
+        except OSError as error:  # a machine without IPv6
+            failed = error
+            continue
+        held.append(each)
+        try:
+            each.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # what a server that has ended leaves in TIME_WAIT
+            if family == socket.AF_INET6:
+                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            each.bind(address)
+        except OSError as error:
+            held.pop().close()
+            failed = error
+            if error.errno == errno.EADDRINUSE:
+                break
+    if not held or (failed is not None and failed.errno == errno.EADDRINUSE):
+        for each in held:
+            each.close()
+        raise _taken(host, port, failed) from failed
+    return held
+
+
+def _taken(host: str, port: int, error: OSError | None) -> ClpError:
+    why = "" if error is None or error.errno is None else f" ({os.strerror(error.errno)})"
+    return ClpError(f"cannot listen on {host}:{port}{why}; choose another --port")
 
 
 def _loopback(host: str) -> bool:

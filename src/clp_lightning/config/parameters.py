@@ -4,6 +4,7 @@
 left out.
 """
 
+import codecs
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,7 @@ from clp_lightning.config.problems import first_problem, yaml_problem
 from clp_lightning.config.rewards import Rewards
 from clp_lightning.config.types import Name, Positive, Rate, Section, Share
 from clp_lightning.errors import UsageError
+from clp_lightning.files import utf8
 
 TEMPLATE = r"\{document\}"
 
@@ -210,7 +212,10 @@ def load_config(path: Path | str = "params.yaml") -> Config:
 def read_values(path: Path) -> dict[str, Any]:
     """Read a YAML file of keys and values; raises `UsageError` with the file and the line."""
     try:
-        values = YAML(typ="safe", pure=True).load(path)
+        raw = path.read_bytes()
+        # YAML allows UTF-16 too, with its mark; everything else is UTF-8
+        text = raw if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else utf8(raw, path)
+        values = YAML(typ="safe", pure=True).load(text)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; run in a project folder or name the file with --params") from error
     except YAMLError as error:

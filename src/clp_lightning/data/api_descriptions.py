@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from clp_lightning.config.data import ApiDescriptions
 from clp_lightning.data.splits import SPLITS
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,7 +160,9 @@ def _service_models() -> list[tuple[str, Path]]:
     try:
         import botocore
     except ImportError as error:
-        raise ClpError("botocore is not installed, and the corpus is built from it; run `make setup`") from error
+        raise ClpError(
+            f"botocore is not installed, and the corpus is built from it; run {make('setup', 'pip install botocore')}"
+        ) from error
     found = []
     for folder in sorted((Path(botocore.__file__).parent / "data").iterdir()):
         # versions are dates, so the last one in order is the newest

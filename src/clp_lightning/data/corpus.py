@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from clp_lightning.config.data import Table
 from clp_lightning.config.parameters import Config
 from clp_lightning.data.api_descriptions import api_parts
+from clp_lightning.data.check import check_splits
 from clp_lightning.data.own_rows import examples, refuse
-from clp_lightning.data.splits import SPLITS
-from clp_lightning.errors import ClpError
 from clp_lightning.files import atomic, write_json
 
 if TYPE_CHECKING:
@@ -31,11 +30,7 @@ def build_corpus(config: Config, out: Path, *, services: Collection[str] | None 
         if config.data.kind == "table"
         else api_parts(config.data, config.seed, services)
     )
-    if empty := [split for split in SPLITS if parts[split].empty]:
-        raise ClpError(
-            f"data: the split {empty[0]!r} would be empty: {sum(map(len, parts.values()))} rows in all; raise data.limit, "
-            "give more rows, or split them another way"
-        )
+    check_splits({split: len(part) for split, part in parts.items()}, "data", config.data.limit)
     card = _card(parts) | facts
     with atomic(out) as folder:
         folder.mkdir()

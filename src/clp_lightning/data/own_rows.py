@@ -6,7 +6,6 @@ left out and counted in the card. The same prompt never lies in two splits.
 
 import hashlib
 import itertools
-import string
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,7 @@ SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
 )
 ORDER = ("test", "validation", "train")  # of two equal prompts in two splits, the training row is the one to go
 MOST_ANSWERS = 16  # to one prompt that are paired with each other: 120 pairs; of more these are chosen by hash
+NO_COLUMN = "with prompt: null the prompt is what both begin with"
 GIVEN_VALIDATION = 0.1  # share of the training rows that becomes a validation split that a dataset does not have
 
 
@@ -82,7 +82,7 @@ def pairs(
     rows = read_rows(config.source, config.subset, root)
     if isinstance(config, Scores):
         read = _paired(_parsed(rows, _answer_of(config), problems), seed, problems)
-        if not read:
+        if not read and not problems:  # bad rows are named first
             where = f"{config.source} share {config.prompt!r} and differ in {config.score!r}"
             raise UsageError(f"pairs.score: no two rows of {where}; name other columns, or a source with such rows")
     else:
@@ -139,7 +139,7 @@ def _parsed(found: Iterable[Row | Problem], parse: Callable[[Row], Any], problem
 
 
 def _example_of(config: Table) -> Callable[[Row], Example]:
-    fields = _fields(config.prompt) if config.prompt is not None else []
+    fields = texts.columns_of(config.prompt) if config.prompt is not None else []
     group = config.splits.group if isinstance(config.splits, HashSplits) else None
     split = config.splits.column if isinstance(config.splits, ColumnSplits) else None
 
@@ -152,7 +152,7 @@ def _example_of(config: Table) -> Callable[[Row], Example]:
         else:
             assert config.prompt is not None
             values = {name: text_of(row, name, "data.prompt") for name in fields}
-            document = config.prompt.format(**values) if "{" in config.prompt else values[config.prompt]
+            document = texts.filled(config.prompt, values)
         if config.reference is not None:
             given = value_of(row, config.reference, "data.reference")
             reference = None if texts.missing(given) else text_of(row, config.reference, "data.reference")
@@ -173,6 +173,7 @@ def _pair_of(config: Preferences) -> Callable[[Row], Pair]:
                 _check_prompt(value_of(row, config.prompt, "pairs.prompt"), document)
         else:
             document = transcripts.prompt_of(value_of(row, config.prompt, "pairs.prompt"))
+            _check_answers(document, chosen, rejected)
             better, worse = transcripts.answer_of(chosen, "chosen"), transcripts.answer_of(rejected, "rejected")
         found = zip((document, better, worse), ("the prompt", "chosen", "rejected"), strict=True)
         document, better, worse = (texts.text(value, name) for value, name in found)
@@ -220,26 +221,13 @@ def _whole(chosen: Any, rejected: Any) -> bool:
 def _check_prompt(prompt: Any, document: str) -> None:
     stated = transcripts.prompt_of(prompt).strip()
     if stated not in (document, document.removeprefix("Human: ")) and not document.endswith(f"Human: {stated}"):
-        raise ValueError("chosen and rejected begin with another prompt than the prompt's column has")
+        raise ValueError(f"chosen and rejected begin with another prompt than the prompt's column has; {NO_COLUMN}")
 
 
-def _fields(prompt: str) -> list[str]:
-    """Return the columns that a prompt names; raises `UsageError` for a template that is none."""
-    if "{" not in prompt and "}" not in prompt:
-        return [prompt]
-    try:
-        names = [
-            (name, spec or conversion)
-            for _, name, spec, conversion in string.Formatter().parse(prompt)
-            if name is not None
-        ]
-    except ValueError as error:
-        raise UsageError(
-            f"data.prompt: not a template ({error}); write columns as {{column}}, braces as {{{{ and }}}}"
-        ) from None
-    if not names or any(extra or not name.isidentifier() for name, extra in names):
-        raise UsageError(f"data.prompt: {prompt!r} must name columns only, as {{column}}; braces as {{{{ and }}}}")
-    return [name for name, _ in names]
+def _check_answers(document: str, chosen: Any, rejected: Any) -> None:
+    """Raise `ValueError` for two transcripts beside a prompt: as answers they would say the prompt twice."""
+    if all(isinstance(value, str) and transcripts.is_transcript(value) for value in (chosen, rejected)):
+        raise ValueError(f"chosen and rejected are transcripts that begin with their prompt; {NO_COLUMN}")
 
 
 def _split_of(each: Example, config: Table, seed: int, problems: list[Problem]) -> str | None:
@@ -249,13 +237,18 @@ def _split_of(each: Example, config: Table, seed: int, problems: list[Problem]) 
         return "test" if rest < 0 else "validation" if rest < config.splits.validation else "train"
     if each.split is None:
         raise UsageError("data.splits: the source has no splits of its own; use the kind hash or column")
-    named = each.split.strip().lower()
-    for suffix in ("_prefs", "_sft"):  # UltraFeedback's
-        named = named.removesuffix(suffix)
-    split = SPLIT_NAMES.get(named)
+    split = split_named(each.split)
     if split is None:
         problems.append(Problem(each.place, f"the split {each.split!r} is none of train, validation and test"))
     return split
+
+
+def split_named(name: str) -> str | None:
+    """Return which split a dataset's or a column's name means: train, validation or test; None for any other."""
+    name = name.strip().lower()
+    for suffix in ("_prefs", "_sft"):  # UltraFeedback's
+        name = name.removesuffix(suffix)
+    return SPLIT_NAMES.get(name)
 
 
 def _cut_validation(parts: dict[str, list[Example]], seed: int) -> None:

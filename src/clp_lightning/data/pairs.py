@@ -13,6 +13,7 @@ import pandas as pd
 from clp_lightning.config.data import Corruptions, Preferences, Scores
 from clp_lightning.config.parameters import Config
 from clp_lightning.data.api_descriptions import content_words
+from clp_lightning.data.check import check_splits
 from clp_lightning.data.own_rows import Pair, refuse
 from clp_lightning.data.own_rows import pairs as read_pairs
 from clp_lightning.data.splits import read_split
@@ -72,8 +73,7 @@ def _made(asked: Corruptions, seed: int, corpus: Path) -> dict[str, pd.DataFrame
 def _own(asked: Preferences | Scores, seed: int, where: str) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     read, problems = read_pairs(asked, seed)
     skipped = refuse(problems, asked.skip_bad_rows, where)
-    if empty := [split for split, rows in read.items() if not rows]:
-        raise ClpError(f"{where}: the split {empty[0]!r} would be empty; give more pairs, or change heldout")
+    check_splits({split: len(rows) for split, rows in read.items()}, where, asked.limit)
     parts = {
         split: pd.DataFrame(rows, columns=list(Pair._fields)).drop(columns="place").assign(kind="preference")
         for split, rows in read.items()

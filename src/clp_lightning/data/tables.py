@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from clp_lightning.data import texts
-from clp_lightning.errors import UsageError, one_line
+from clp_lightning.errors import UsageError, one_line, plural
 
 FILES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")  # each also with .gz behind it
 MEGABYTE = 1 << 20
@@ -161,7 +161,7 @@ def _delimited(path: Path, source: str, delimiter: str | None) -> Iterator[Row |
         while len(values) > len(header) and not values[-1].strip():
             values.pop()
         if fault is None and values and len(values) != len(header):
-            fault = f"{len(values)} fields, but the first line names {len(header)} columns"
+            fault = f"{plural(len(values), 'field')}, but the first line names {plural(len(header), 'column')}"
         if fault is not None:
             yield Problem(place, fault)
         elif values:  # else an empty line
@@ -234,18 +234,37 @@ def _parquet(path: Path, source: str) -> Iterator[Row | Problem]:
         ) from error
 
 
+def files_of(source: str, subset: str | None, root: Path = Path(".")) -> dict[str, list[str]]:
+    """Return the files of a folder by the split that the library takes each for; nothing for other kinds of source."""
+    place = root / source
+    if not place.is_dir() or _saved(place):
+        return {}
+    import datasets
+
+    found = datasets.load_dataset_builder(str(place), **_options(subset, root)).config.data_files or {}
+    return {str(split): [os.path.relpath(file, place) for file in files] for split, files in found.items()}
+
+
+def _saved(place: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return any((place / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _options(subset: str | None, root: Path) -> dict[str, Any]:
+    inside = subset is not None and subset.endswith("/")  # a folder of the dataset, as hh-rlhf has them
+    which = {"data_dir": subset} if inside else {"name": subset}
+    return which | {"cache_dir": str(root / "build" / "datasets")}
+
+
 def _dataset(place: Path | str, subset: str | None, source: str, root: Path) -> Iterator[Row | Problem]:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
 
     try:
-        if isinstance(place, Path) and any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        if isinstance(place, Path) and _saved(place):
             loaded = datasets.load_from_disk(str(place))
         else:  # a folder of files, or a name on the hub
-            cache = str(root / "build" / "datasets")
-            inside = subset is not None and subset.endswith("/")  # a folder of the dataset, as hh-rlhf has them
-            which = {"data_dir": subset} if inside else {"name": subset}
-            loaded = datasets.load_dataset(str(place), **which, cache_dir=cache)
+            loaded = datasets.load_dataset(str(place), **_options(subset, root))
     except Exception as error:  # the library raises its own, those of the hub, of Arrow, and of the network
         raise UsageError(
             f"{source}: neither a readable dataset folder nor one on the hub ({one_line(error)}); to fetch one set "

@@ -1,7 +1,12 @@
-"""What a text is, and what a number, for every way in: columns, messages, preference pairs."""
+"""What a text, a number and a prompt's template are, for every way in: columns, messages, preference pairs."""
 
 import math
+import re
 from typing import Any
+
+from clp_lightning.errors import UsageError
+
+_TEMPLATE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 def missing(value: Any) -> bool:
@@ -38,3 +43,28 @@ def number(value: Any, what: str) -> float:
     if not math.isfinite(found):
         raise ValueError(f"{what} is no number")
     return found
+
+
+def columns_of(prompt: str, key: str = "data.prompt") -> list[str]:
+    """Return the columns that a prompt names, by any name without braces; raises `UsageError` for a template that is none."""
+    if "{" not in prompt and "}" not in prompt:
+        return [prompt]
+    names = []
+    for part in _TEMPLATE.finditer(prompt):
+        if len(part[0]) == 1:
+            raise UsageError(
+                f"{key}: not a template (a single {part[0]} at character {part.start() + 1}); write columns as {{column}}, "
+                "braces as {{ and }}"
+            )
+        if part[1] is not None:
+            names.append(part[1])
+    if not names or "" in names:
+        raise UsageError(f"{key}: {prompt!r} must name columns, as {{column}}; braces as {{{{ and }}}}")
+    return names
+
+
+def filled(prompt: str, values: dict[str, str]) -> str:
+    """Return a prompt with its columns' values; not by `str.format`, which takes a name apart at its dots and colons."""
+    if "{" not in prompt:
+        return values[prompt]
+    return _TEMPLATE.sub(lambda part: part[0][0] if part[1] is None else values[part[1]], prompt)

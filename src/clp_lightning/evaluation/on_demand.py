@@ -11,15 +11,17 @@ from clp_lightning import paths, weightings
 from clp_lightning.config.parameters import Config
 from clp_lightning.data.splits import references
 from clp_lightning.errors import ClpError, UsageError
-from clp_lightning.files import read_json
+from clp_lightning.files import read_json, utf8
 
 
 def own_prompts(path: Path) -> pd.DataFrame:
     """Read prompts, one per line of a UTF-8 file, in the shape of the corpus; there is no reference summary."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); name a UTF-8 file with one prompt per line") from error
+        lines = utf8(path.read_bytes(), path).splitlines()
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error.strerror}); name a UTF-8 file with one prompt per line"
+        ) from error
     texts = [line for line in lines if line.strip()]
     if not texts:
         raise UsageError(f"{path}: no prompt in it; write one per line")

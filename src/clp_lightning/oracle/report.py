@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from clp_lightning.errors import UsageError
+from clp_lightning.errors import UsageError, plural
 from clp_lightning.files import atomic, file_at
 from clp_lightning.oracle.run import OPTIMUM, STEPS, default_picture, run
 from clp_lightning.report.labels import method_styles
@@ -48,8 +48,8 @@ def _print(result: dict[str, Any], *, as_json: bool) -> None:
         return
     table = Table(
         "method", "hypervolume / optimum", "mean regret", "max regret", "seconds",
-        title=f"{result['objectives']} objectives, alpha {result['alpha']:g}, seed {result['seed']}, {result['steps']} steps, "
-        f"{len(result['weightings'])} weightings",
+        title=f"{plural(result['objectives'], 'objective')}, alpha {result['alpha']:g}, seed {result['seed']}, "
+        f"{result['steps']} steps, {plural(len(result['weightings']), 'weighting')}",
     )  # fmt: skip
     for row in result["methods"]:
         if row["method"] != OPTIMUM:

@@ -3,9 +3,9 @@
 import shutil
 
 from clp_lightning import paths
+from clp_lightning.config.needs import check_sft
 from clp_lightning.config.parameters import Config
 from clp_lightning.data.splits import read_split
-from clp_lightning.errors import UsageError
 from clp_lightning.files import atomic
 from clp_lightning.pipeline import records
 
@@ -45,8 +45,7 @@ def sft(config: Config) -> None:
     )
     policy = SteerablePolicy(model, tokenizer, config.generation, objectives=("likelihood",), experts=experts)
     train = read_split(paths.CORPUS, "train").dropna(subset=["summary"])
-    if train.empty:
-        raise UsageError("sft: the data has no reference answers; name data.reference, or set sft to null")
+    check_sft(config, train["summary"])
     module = SftModule(policy, config.sft, train["document"].tolist(), train["summary"].tolist(), config.seed)
     checkpoints = paths.checkpoints(
         "sft", config.sft, config.generation, config.compute.dtype, config.compute.device, config.layers, config.seed,

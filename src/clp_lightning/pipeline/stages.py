@@ -22,10 +22,16 @@ METHOD_STAGES = {"train": "train", "evaluate": "evaluate"}
 
 
 def run(name: str, config: Config, method: str | None = None, reward: str | None = None) -> None:
-    """Run one stage by name; some need a method, others a reward model. Raises `UsageError` for unknown names."""
+    """Run one stage by name; some need a method, others a reward model.
+
+    Raises `UsageError` for unknown names, and for one that the stage does not take.
+    """
     modules = STAGES | REWARD_STAGES | METHOD_STAGES
     if name not in modules:
         raise UsageError(f"no stage {name!r}; stages: {', '.join(modules)}")
+    for option, given, takers in (("method", method, METHOD_STAGES), ("reward", reward, REWARD_STAGES)):
+        if given is not None and name not in takers:
+            raise UsageError(f"stage {name} takes no --{option}; leave it out, or name one of {', '.join(takers)}")
     of: tuple[str, ...] = ()
     if name in REWARD_STAGES:
         if reward not in config.reward_models:

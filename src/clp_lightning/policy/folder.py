@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clp_lightning.config.data import Layers, Quantization
 from clp_lightning.config.parameters import Generation
-from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.errors import ClpError, UsageError, make
 from clp_lightning.files import atomic, check_replaceable, read_json, write_json
 from clp_lightning.paths import CARD, NOTE
 from clp_lightning.policy.loading import load_base
@@ -34,8 +34,8 @@ def read(
 ) -> dict[str, Any]:
     """Load what `write` wrote, and its base, as the arguments of `SteerablePolicy`; `ClpError` when a part is missing."""
     if not folder.is_dir():
-        raise ClpError(f"no model folder at {folder}; `make repro` writes models/clp-full")
-    card = read_json(folder / CARD, remedy="it is not a model that CLP wrote; `make repro` writes models/clp-full")
+        raise ClpError(f"no model folder at {folder}; {make('repro')} writes models/clp-full")
+    card = read_json(folder / CARD, remedy=f"it is not a model that CLP wrote; {make('repro')} writes models/clp-full")
     # cards written before the setting existed mean None
     chosen = card.get("quantization") if quantization == "as trained" else quantization
     base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device, quantization=chosen)

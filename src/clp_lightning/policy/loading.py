@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from clp_lightning.config.data import Compute, Quantization
-from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.errors import ClpError, UsageError, make
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
@@ -136,7 +136,7 @@ def load_base(
     output layer are quantized while they are loaded; without bitsandbytes that is a `ClpError`.
     """
     if not (Path(folder) / "config.json").is_file():
-        raise ClpError(f"no model folder at {folder}; `make repro` (or `dvc repro`) writes it")
+        raise ClpError(f"no model folder at {folder}; {make('repro')} writes it")
     keep_freed_memory()
     prepare_vector_math()
     device = device or str(chosen_device())

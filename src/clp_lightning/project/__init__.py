@@ -1,6 +1,6 @@
 """A folder to work in: `clp init`, the workspaces of `make repro RECIPE=...`, dvc.yaml made to fit, `clp doctor`.
 
-May import: config, store and policy (doctor, when it looks), the root modules.
+May import: config, data, store and policy (doctor, when it looks), the root modules.
 """
 
 import lazy_loader

@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 
 from clp_lightning.config.data import Pretrained
 from clp_lightning.config.parameters import Config, load_config
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make, plural
 from clp_lightning.files import read_json
 
 GIGABYTE = 1_000_000_000
 DISK, MEMORY = 4 * GIGABYTE, 3 * GIGABYTE  # the default run: models, caches of DVC; its largest stage
-PORTS = {4200: "`make server` (Prefect)", 8501: "`make dashboard`"}
+PORTS = {4200: "the Prefect server", 8501: "the dashboard"}
 
 
 class Finding(NamedTuple):
@@ -39,7 +39,7 @@ def examine(params: Path) -> Iterator[Finding]:
     try:
         config = load_config(params)
         yield Finding("parameters", "ok", f"{params}: {', '.join(config.objectives)}; {', '.join(config.compared)}")
-        checks |= {"assets": functools.partial(_assets, config), "models": _models, "store": _store}
+        checks |= {"assets": functools.partial(_assets, config, params.parent), "models": _models, "store": _store}
     except ClpError as error:
         yield Finding("parameters", "problem", str(error), "correct the file, or run in a project folder")
     for name, check in checks.items():
@@ -71,7 +71,10 @@ def _packages() -> Finding:
     if other:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         return Finding(
-            "packages", "problem", ", ".join(other[:3]) + more, "run `make setup`, and commands from .venv/bin"
+            "packages",
+            "problem",
+            ", ".join(other[:3]) + more,
+            f"run {make('setup', 'pip install -r requirements.lock')}, and commands from .venv/bin",
         )
     return Finding("packages", "ok", f"all {len(wanted)} as in requirements.lock")
 
@@ -105,7 +108,7 @@ def _processor() -> Finding:
     from clp_lightning.policy.loading import hardware_dtype
 
     precision = str(hardware_dtype()).removeprefix("torch.")
-    found = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, computes in {precision}"
+    found = f"{plural(os.cpu_count() or 1, 'core')}, {torch.backends.cpu.get_cpu_capability()}, computes in {precision}"
     return Finding("processor", "ok", found)
 
 
@@ -127,14 +130,14 @@ def _port(port: int) -> Finding:
     return Finding(f"port {port}", "ok", f"free, for {PORTS[port]}")
 
 
-def _assets(config: Config) -> Finding:
+def _assets(config: Config, root: Path) -> Finding:
     from clp_lightning.config.sources import resolve
 
     wanted = [config.encoder, *(model.encoder for model in config.reward_models.values())]
     wanted += [config.base.model] if isinstance(config.base, Pretrained) else []
     for name in dict.fromkeys(wanted):
         try:
-            resolve(name)
+            resolve(name, root)
         except ClpError as error:
             found, _, remedy = str(error).rpartition("; ")
             return Finding("assets", "problem", found, remedy)
@@ -144,12 +147,15 @@ def _assets(config: Config) -> Finding:
 def _models() -> Finding:
     cards = sorted(Path("models").glob("*/clp.json"))
     if not cards:
-        return Finding("models", "note", "none yet", "`make repro` trains them, `make pull` fetches those of a remote")
+        remedy = f"{make('repro')} trains them, {make('pull')} fetches those of a remote"
+        return Finding("models", "note", "none yet", remedy)
     for card in cards:
         base = card.parent / read_json(card, remedy="run `dvc repro`")["base_model"]
         for file in (card.parent / "experts.safetensors", base / "config.json"):
             if not file.is_file():
-                return Finding("models", "problem", f"{card.parent} lacks {file}", "run `dvc repro`, or `make pull`")
+                return Finding(
+                    "models", "problem", f"{card.parent} lacks {file}", f"run `dvc repro`, or {make('pull')}"
+                )
     return Finding("models", "ok", ", ".join(card.parent.name for card in cards))
 
 
@@ -158,7 +164,7 @@ def _store() -> Finding:
 
     path = Path("frontier.duckdb")
     if not path.exists():
-        return Finding("store", "note", "none yet", "`make repro` publishes the first run")
+        return Finding("store", "note", "none yet", f"{make('repro')} publishes the first run")
     try:
         runs = Store(path).runs()
     except ClpError as error:
@@ -166,7 +172,7 @@ def _store() -> Finding:
             "store", "problem", str(error), "see the line; the file is set aside when the next run is published"
         )
     latest = f", the latest {runs.run_id.iloc[0]}" if len(runs) else ""
-    return Finding("store", "ok", f"{len(runs)} runs{latest}")
+    return Finding("store", "ok", f"{plural(len(runs), 'run')}{latest}")
 
 
 def _prefect() -> Finding:

@@ -9,6 +9,8 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from clp_lightning.config.parameters import load_config
+from clp_lightning.data import texts
+from clp_lightning.data.tables import Problem, read_rows
 from clp_lightning.errors import UsageError
 from clp_lightning.files import atomic
 from clp_lightning.project.dvc_yaml import write_pipeline, write_text
@@ -38,7 +40,7 @@ def init(folder: Path, data: Path | None = None, prompt: str | None = None) -> l
     """Write what is missing of a project and bring its dvc.yaml in step with its params.yaml; return the files written.
 
     `data` is a file of prompts to use instead of the examples, `prompt` its column or a template over its columns. Files
-    that are there are kept. Raises `UsageError` for a folder that holds something else.
+    that are there are kept. Raises `UsageError` for a folder that holds something else, and for a file without that column.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: there is a file of this name; name another folder")
@@ -48,12 +50,18 @@ def init(folder: Path, data: Path | None = None, prompt: str | None = None) -> l
         raise UsageError(
             f"{folder}: this is a checkout of CLP Lightning, not a project of your own; name another folder"
         )
+    if data is None and prompt is not None:
+        raise UsageError(
+            "--prompt needs --data, the file that has the column; in a project that is there change data.prompt in params.yaml"
+        )
     if data is not None and not data.is_file():
-        raise UsageError(f"--data {data}: no such file")
+        raise UsageError(f"--data {data}: {'a folder; name a file in it' if data.is_dir() else 'no such file'}")
     if data is not None and prompt is None:
         raise UsageError('--data needs --prompt: a column, or a template over columns such as "{title}: {text}"')
     if data is not None and (folder / "params.yaml").exists():
         raise UsageError(f"{folder / 'params.yaml'} is there already; change `data` in it instead of giving --data")
+    if data is not None:
+        _check_columns(data, texts.columns_of(str(prompt), "--prompt"))
     written = []
     for name, template in TEMPLATES.items():
         if not (folder / name).exists():
@@ -87,8 +95,28 @@ def pipeline_source() -> Path:
     raise UsageError(f"no dvc.yaml in {checkout} or {installed}; install the package again")
 
 
+def _check_columns(data: Path, names: list[str]) -> None:
+    """Raise `UsageError` for a file that cannot be read or has no column of one of these names."""
+    known: dict[str, None] = {}  # in the file's order
+    problem: Problem | None = None
+    for row in read_rows(str(data), None):
+        if isinstance(row, Problem):
+            problem = problem or row
+            continue
+        known |= dict.fromkeys(map(str, row.values))
+        # of JSON each row has keys of its own
+        if not row.ragged or known.keys() >= set(names):
+            break
+    if not known:
+        raise UsageError(f"{problem.place}: {problem.text}" if problem else f"{data}: no rows in it; name another file")
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--prompt: {data} has no column {name!r}; it has {', '.join(known)}")
+
+
 def _take(folder: Path, data: Path, prompt: str) -> list[str]:
-    target = folder / f"prompts{data.suffix.lower()}"
+    packed = data.suffix.lower() == ".gz"
+    target = folder / f"prompts{''.join(data.suffixes[-2 if packed else -1 :]).lower()}"
     with atomic(target) as beside:
         beside.write_bytes(data.read_bytes())
     yaml = YAML()  # keeps comments

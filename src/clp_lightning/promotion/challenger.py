@@ -7,7 +7,7 @@ from typing import Any
 from clp_lightning import paths
 from clp_lightning.config.methods import REFERENCE
 from clp_lightning.config.parameters import Config
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make
 from clp_lightning.files import fingerprint
 from clp_lightning.promotion import champion
 from clp_lightning.promotion import decision as promotion
@@ -32,7 +32,7 @@ def promote(config: Config) -> dict[str, Any] | None:
     reference = read_method(paths.RESULTS / REFERENCE, REFERENCE, config.objectives)
     challenger = alike(reference, read_method(paths.RESULTS / method, method, config.objectives))
     if challenger.summary.get("weights_hash") != fingerprint(paths.MODELS / method):
-        raise ClpError(f"{paths.RESULTS / method} holds the results of other parameters; run `make repro` first")
+        raise ClpError(f"{paths.RESULTS / method} holds the results of other parameters; run {make('repro')} first")
     defender = None if before is None else _defender(before, reference, challenger, config)
     decision = promotion.decide(
         _candidate(challenger), None if defender is None else _candidate(defender),

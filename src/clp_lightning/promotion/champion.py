@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_lightning.config.methods import REFERENCE
-from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.errors import ClpError, UsageError, make
 from clp_lightning.files import atomic, fingerprint, locked, read_json, write_json
 from clp_lightning.paths import CHAMPION, KEPT, MODELS
 
@@ -22,7 +22,7 @@ def identity(method: str) -> str:
     """Return the fingerprint of a method's parameters and of the reference policy that they steer."""
     for name in (method, REFERENCE):
         if not (MODELS / name).is_dir():
-            raise ClpError(f"{MODELS / name} does not exist; run `make repro` to train it")
+            raise ClpError(f"{MODELS / name} does not exist; run {make('repro')} to train it")
     return fingerprint(MODELS / method, MODELS / REFERENCE)
 
 
@@ -51,7 +51,9 @@ def folder() -> Path:
     """Return the champion's policy folder; raises `UsageError` before the first promotion."""
     entry = current()
     if entry is None:
-        raise UsageError("there is no champion yet; `clp promote` makes one of the policy that `make repro` trained")
+        raise UsageError(
+            f"there is no champion yet; `clp promote` makes one of the policy that {make('repro')} trained"
+        )
     return KEPT / entry["id"] / entry["method"]
 
 

@@ -49,7 +49,7 @@ def _page(compared: Mapping[str, Any]) -> str:
                [_dominance_row(method, methods) for method in methods]),
         "<h2>Hypervolume, paired over prompts</h2><ul>",
         *(f"<li>{html.escape(difference_sentence(pair))}</li>" for pair in pairs), "</ul>",
-        f'<p class="faint">{len(pairs)} pairs are compared; each interval is for its pair alone.</p>',
+        f'<p class="faint">Pairs compared: {len(pairs)}; each interval is for its pair alone.</p>',
         *([f"<h2>Left out</h2><p>{html.escape(' '.join(left_out))}</p>"] if left_out else []),
         _table("Every point", ["method", "w", *objectives, *MONITORS], _point_rows(methods, objectives)),
         _table("What reproduces it", ["", ""], [[name, str(value)] for name, value in about]),

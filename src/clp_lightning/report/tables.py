@@ -11,6 +11,7 @@ from clp_lightning.report.labels import CAVEAT, MONITOR_NAMES, difference_senten
 from clp_lightning.store.queries import MONITORS, REFERENCE
 
 WIDE = 112  # columns in which rewards with intervals and monitors of two objectives fit side by side
+INTERVAL, NUMBER = len("[-0.00,-0.00]"), len("-123.4")  # columns of the widest text of a cell that is not broken
 _LOOK: dict[str, Any] = {"box": None, "title_justify": "left", "header_style": "bold", "padding": (0, 1, 0, 0)}
 BASELINES = ("rewarded-soups", "clp-prompt")  # every method is set against them
 FEW = 4  # methods whose points are all shown without being asked for
@@ -23,12 +24,7 @@ def print_table(comparison: Mapping[str, Any], console: Console, *, points: bool
     """
     objectives, methods = comparison["objectives"], comparison["methods"]
     if points or len(methods) <= FEW:
-        title = f"Run {comparison['run']}: mean rewards [95 % interval]"
-        if console.width >= WIDE:
-            console.print(points_table(comparison, title, rewards=True, monitors=True))
-        else:
-            console.print(points_table(comparison, title, rewards=True, monitors=False))
-            console.print(points_table(comparison, "Monitored, never optimized", rewards=False, monitors=True))
+        print_points(comparison, f"Run {comparison['run']}: mean rewards [95 % interval]", console)
         console.print(f"w = {' : '.join(objectives)}. Rewards are standardized, higher is better.", style="dim")
     title = "Methods" if points or len(methods) <= FEW else f"Run {comparison['run']}"
     if console.width >= WIDE and len(objectives) <= 2:
@@ -206,21 +202,60 @@ def _budget(methods: Sequence[Mapping[str, Any]]) -> str:
     return f"Budget: {_count(usual)} rollouts each{' but ' + ', '.join(others) if others else ''}."
 
 
-def points_table(comparison: Mapping[str, Any], title: str, *, rewards: bool, monitors: bool) -> Table:
-    """Return a table of every point of every method; needs `objectives` and `methods` of a comparison only."""
-    objectives = comparison["objectives"]
+def print_points(comparison: Mapping[str, Any], title: str, console: Console) -> None:
+    """Print every point of every method; where one table does not fit the terminal, several, so that nothing is cut off.
+
+    Needs `objectives` and `methods` of a comparison only.
+    """
+    methods = comparison["methods"]
+    labels = [weighting_label(point["weighting"]) for method in methods for point in method["points"]]
+    room = console.width - sum(
+        max(map(len, column)) + 1 for column in ([m["method"] for m in methods] + ["method"], labels)
+    )
+    rewards = {name: max(len(name), INTERVAL) + 1 for name in comparison["objectives"]}
+    monitors = {name: max(len(label), NUMBER) + 1 for name, label in MONITOR_NAMES.items()}
+    together = rewards | monitors
+    if console.width >= WIDE and sum(together.values()) <= room:
+        tables = [(title, [*together])]
+    else:
+        tables = [(title, group) for group in _groups(rewards, room)]
+        tables += [("Monitored, never optimized", group) for group in _groups(monitors, room)]
+    for heading, names in tables:
+        table = _points_table(comparison, heading, dict.fromkeys(names))
+        if console.measure(table, options=console.options.update(width=10 * WIDE)).maximum > console.width:
+            table = _points_table(comparison, heading, {name: together[name] - 1 for name in names})
+        console.print(table)
+
+
+def _groups(widths: Mapping[str, int], room: int) -> list[list[str]]:
+    """Put columns side by side as long as there is room; at least one in each group."""
+    groups: list[list[str]] = []
+    left = 0
+    for name, width in widths.items():
+        if not groups or width > left:
+            groups.append([])
+            left = room
+        groups[-1].append(name)
+        left -= width
+    return groups
+
+
+def _points_table(comparison: Mapping[str, Any], title: str, columns: Mapping[str, int | None]) -> Table:
+    """A row per point, with these objectives and monitors; of a given width, a value's interval goes below it."""
     table = Table(title=title, **_LOOK)
     table.add_column("method", no_wrap=True)
     table.add_column("w", justify="right", no_wrap=True)
-    for name in [*(objectives if rewards else ()), *(MONITOR_NAMES.values() if monitors else ())]:
-        # a narrow terminal puts a value's interval below it; a number that is cut off misleads
-        table.add_column(name, justify="right", min_width=len("[-0.00,-0.00]") if name in objectives else None)
+    for name, width in columns.items():
+        table.add_column(MONITOR_NAMES.get(name, name), justify="right", width=width)
     for method in comparison["methods"]:
         for i, point in enumerate(method["points"]):
-            cells = [_with_interval(point["rewards"][name], point["intervals"][name]) for name in objectives]
-            watched = [_decimals(point["monitors"][name], 1 if name == "length" else 2) for name in MONITORS]
-            chosen = [*(cells if rewards else ()), *(watched if monitors else ())]
-            table.add_row("" if i else method["method"], weighting_label(point["weighting"]), *chosen)
+            cells = [
+                _decimals(point["monitors"][name], 1 if name == "length" else 2)
+                if name in MONITORS
+                else _with_interval(point["rewards"][name], point["intervals"][name])
+                for name in columns
+            ]
+            table.add_row("" if i else method["method"], weighting_label(point["weighting"]), *cells)
         table.add_section()
     return table
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clp_lightning.config.parameters import Config
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make
 from clp_lightning.paths import MODELS
 
 
@@ -48,13 +48,13 @@ class Playground:
         except ValidationError as error:
             where = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise ClpError(
-                f"the run's parameters are of another version of CLP Lightning ({where}); run `make repro` again"
+                f"the run's parameters are of another version of CLP Lightning ({where}); run {make('repro')} again"
             ) from error
         policy = SteerablePolicy.from_pretrained(folder)
         if policy.objectives != config.objectives:
             raise ClpError(
                 f"{folder} steers {', '.join(policy.objectives)}, but the run has {', '.join(config.objectives)}; choose "
-                "the run that the models were made with, or run `make repro`"
+                f"the run that the models were made with, or run {make('repro')}"
             )
         rewards = RewardSet.from_config(config, root, None)
         return cls(policy, RewardSet(rewards.rewards, {"objectives": normalization}))

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from clp_lightning.config.methods import REFERENCE
 from clp_lightning.config.parameters import Config
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make, plural
 from clp_lightning.files import atomic, fingerprint, locked
 from clp_lightning.store.results import COSTS, MONITORS, MethodResults, columns, quoted, read_results
 from clp_lightning.store.schema import (
@@ -65,7 +65,7 @@ def record_decision(store: Path | str, decision: dict[str, Any]) -> None:
     """
     with _rebuilding(Path(store)) as (connection, previous):
         if previous is None:
-            raise ClpError(f"{store} does not exist or is no store; run `make repro` to build it")
+            raise ClpError(f"{store} does not exist or is no store; run {make('repro')} to build it")
         _create(connection)
         _copy(connection, previous, [])
         connection.execute(
@@ -130,7 +130,7 @@ def _frames(found: list[MethodResults], problems: dict[str, str], config: Config
         "objectives": list(config.objectives), "normalization": json.dumps(first["normalization"]),
         "reference_point": reference_point, "bootstrap_draws": config.evaluation.bootstrap_draws,
         "prompts": len(found[0].prompts), "versions": json.dumps(_versions()),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores", "duration_seconds": sum(spent),
+        "machine": f"{platform.machine()}, {plural(os.cpu_count() or 1, 'core')}", "duration_seconds": sum(spent),
     }  # fmt: skip
     methods = [
         {"method": name, "position": position, "problem": problems.get(name)}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from clp_lightning.config.methods import REFERENCE
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make
 from clp_lightning.store.publishing import forget, publish, record_decision
 from clp_lightning.store.results import MONITORS
 from clp_lightning.store.schema import attach, not_a_store
@@ -54,7 +54,7 @@ class Store:
         """One run's row as a dict, the latest by default. Raises `ClpError` for an unknown run."""
         runs = self.each_run()
         if not runs:
-            raise ClpError(f"{self.path} holds no runs yet; run `make repro` for the first")
+            raise ClpError(f"{self.path} holds no runs yet; run {make('repro')} for the first")
         chosen = next((each for each in runs if run in (None, each["run_id"])), None)
         if chosen is None:
             raise ClpError(f"{self.path} has no run {run}; it has {', '.join(each['run_id'] for each in runs[:5])}")

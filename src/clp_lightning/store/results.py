@@ -12,7 +12,7 @@ import pandas as pd
 
 from clp_lightning.config.methods import REFERENCE
 from clp_lightning.config.parameters import Config
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make
 from clp_lightning.files import read_json
 from clp_lightning.frontier import metrics as frontier
 
@@ -83,7 +83,7 @@ def alike(first: MethodResults, other: MethodResults) -> MethodResults:
 
 def read_method(folder: Path, method: str, objectives: tuple[str, ...]) -> MethodResults:
     """Read one method's results; raises `ClpError` that says what they lack and which stage to run."""
-    remedy = f"run the stage evaluate of {method} (`make repro`)"
+    remedy = f"run the stage evaluate of {method} ({make('repro')})"
     for name in ("results.parquet", "summary.json"):
         if not (folder / name).is_file():
             raise ClpError(f"{folder / name} is missing: method {method} has not been evaluated; {remedy}")

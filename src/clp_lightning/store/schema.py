@@ -5,7 +5,7 @@ from pathlib import Path
 
 import duckdb
 
-from clp_lightning.errors import ClpError
+from clp_lightning.errors import ClpError, make
 
 SCHEMA_VERSION = 4
 
@@ -139,7 +139,7 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path, *, older: bool = F
     welcome.
     """
     if not path.exists():
-        raise ClpError(f"{path} does not exist yet; run `make repro` to build it")
+        raise ClpError(f"{path} does not exist yet; run {make('repro')} to build it")
     try:
         before = path.stat()
         connection.execute("ATTACH ? AS m (READ_ONLY)", [str(path)])
@@ -155,11 +155,11 @@ def attach(connection: duckdb.DuckDBPyConnection, path: Path, *, older: bool = F
     if version > SCHEMA_VERSION:
         raise NewerStoreError(
             f"{path} was written by a newer clp-lightning (store schema {version}, this one reads {SCHEMA_VERSION}); "
-            "upgrade with `make setup`, or move the file away and run `make repro`"
+            f"upgrade with {make('setup', 'pip install --upgrade clp-lightning')}, or move the file away and run {make('repro')}"
         )
     if version < SCHEMA_VERSION and not (older and version in MIGRATIONS):
         raise ClpError(
-            f"{path} has the older store schema {version}, this clp-lightning reads {SCHEMA_VERSION}; run `make repro` or "
+            f"{path} has the older store schema {version}, this clp-lightning reads {SCHEMA_VERSION}; run {make('repro')} or "
             "`clp stage publish` to bring it up to date, its runs are kept"
         )
     return version
@@ -193,7 +193,7 @@ def not_a_store(path: Path, error: Exception) -> ClpError:
     if "Could not set lock" in str(error):
         return ClpError(f"{path} is open for writing in another program; close it there, then try again")
     return ClpError(
-        f"{path} is not a readable store of clp-lightning ({one_line(error)}); run `make repro` to build a new one "
+        f"{path} is not a readable store of clp-lightning ({one_line(error)}); run {make('repro')} to build a new one "
         "(this file is set aside)"
     )
 
