@@ -164,7 +164,9 @@ class Similarity:
 def fitting(tokenizer: Any, documents: Sequence[str], responses: Sequence[str], longest: int) -> list[str]:
     """Return the documents, of conversations as many words at the end as fit beside the response in `longest` tokens.
 
-    Other documents are left to the tokenizer, which cuts the end of the longer text of a pair; so it does with responses.
+    A word is cut, at a character, where less than half of the room would be used without it: a long address, or a turn in a
+    script without spaces. Other documents are left to the tokenizer, which cuts the end of the longer text of a pair; so it
+    does with responses.
     """
     room = longest - tokenizer.num_special_tokens_to_add(pair=True)
 
@@ -175,8 +177,17 @@ def fitting(tokenizer: Any, documents: Sequence[str], responses: Sequence[str], 
         share = max(room - tokens(response), room // 2, 0)  # what the tokenizer, too, leaves to a longer text
         if tokens(document) <= share:
             return document
+
+        def first(starts: Sequence[int]) -> int:
+            return bisect.bisect_left(starts, -share, key=lambda start: -tokens(document[start:]))
+
         words = [0, *(space.start() for space in re.finditer(r"\s+", document)), len(document)]
-        return document[words[bisect.bisect_left(words, -share, key=lambda start: -tokens(document[start:]))] :]
+        word = first(words)
+        kept = document[words[word] :]
+        if 2 * tokens(kept) >= share:
+            return kept
+        inside = range(words[word - 1], words[word] + 1)
+        return document[inside[first(inside)] :]
 
     pairs = zip(documents, responses, strict=True)
     return [end(*pair) if is_transcript(pair[0]) else pair[0] for pair in pairs]
