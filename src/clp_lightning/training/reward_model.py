@@ -22,6 +22,7 @@ from clp_lightning.data.splits import read_split
 from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic, write_curve
 from clp_lightning.policy.loading import chosen_device
+from clp_lightning.rewards.batches import Padding
 from clp_lightning.rewards.models import Learned, fitting, set_padding
 from clp_lightning.training.trainer import StepModule, fit
 
@@ -54,6 +55,7 @@ class RewardModule(StepModule):
         super().__init__(steps)
         self.model, self.tokenizer, self.pairs = model, tokenizer, pairs
         self.batch_size, self.learning_rate, self.max_tokens, self.seed = batch_size, learning_rate, max_tokens, seed
+        tokenizer.truncation_side = "right"  # some cut the front; `Learned` reads a pair without its end
 
     def configure_optimizers(self) -> Any:
         """AdamW; the fresh head learns ten times as fast as the encoder; warm-up, then linear decay."""
@@ -70,15 +72,10 @@ class RewardModule(StepModule):
         rng = np.random.default_rng([self.seed, self.global_step])
         rows = self.pairs.iloc[rng.choice(len(self.pairs), min(self.batch_size, len(self.pairs)), replace=False)]
         documents, answers = [*rows["document"], *rows["document"]], [*rows["chosen"], *rows["rejected"]]
-        tokens = self.tokenizer(
-            fitting(self.tokenizer, documents, answers, self.max_tokens),
-            answers,
-            truncation=True,
-            max_length=self.max_tokens,
-            padding=True,
-            return_tensors="pt",
-        ).to(self.device)
-        chosen, rejected = self.model(**tokens).logits[:, 0].chunk(2)
+        texts = fitting(self.tokenizer, documents, answers, self.max_tokens), answers
+        tokens = self.tokenizer(*texts, truncation=True, max_length=self.max_tokens)
+        padding = Padding(self.model, self.tokenizer)  # as `Learned` reads them
+        chosen, rejected = self.model(**padding.tensors(padding.rows(tokens))).logits[:, 0].chunk(2)
         loss = -functional.logsigmoid(chosen - rejected).mean()
         accuracy = (chosen > rejected).float().mean()
         self.record(loss=loss.item(), accuracy=accuracy.item())
