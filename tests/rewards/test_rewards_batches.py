@@ -144,7 +144,7 @@ def test_what_is_longer_than_the_table_of_positions_is_cut(family, size):
     """By hand: RoBERTa's 800 positions begin behind the padding token's number, 260."""
     variant = family, "own", "right"
     assert places(loaded(*variant)[0]) == size
-    long = Learned(folder(*variant), max_tokens=600)(["x z " * 400] * 2, ["a" * 9, "b c d" * 9])
+    long = Learned(folder(*variant), index=0, max_tokens=600)(["x z " * 400] * 2, ["a" * 9, "b c d" * 9])
     assert np.isfinite(long).all() and np.ptp(long) > 1e-4
 
 
@@ -224,7 +224,7 @@ def test_a_transcript_is_passed_to_the_chat_template_as_turns(tmp_path):
 def test_what_is_cut_keeps_the_response_and_the_special_tokens(tmp_path):
     path, read = with_template(write_classifier("roberta", tmp_path), CHAT), []
     for template in ("chat", "{document}{response}"):
-        learned = Learned(path, template=template, max_tokens=12)
+        learned = Learned(path, template=template, index=0, max_tokens=12)
         _, tokenizer, longest = learned._load()
         rows = learned._tokens(tokenizer, ["x" * 50, "y"], ["abc", "z"], longest)
         read += [tokenizer.decode(ids) for ids in rows["input_ids"]]
@@ -235,7 +235,7 @@ def test_what_is_cut_keeps_the_response_and_the_special_tokens(tmp_path):
 
 def test_a_chat_template_that_refuses_a_conversation_is_one_line(tmp_path):
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system\n role') }}{% endif %}"
-    learned = Learned(with_template(write_classifier("bert", tmp_path), refusing), template="chat")
+    learned = Learned(with_template(write_classifier("bert", tmp_path), refusing), template="chat", index=0)
     with pytest.raises(
         ClpError, match=r"the chat template of .* refuses a conversation \(No system role\); set"
     ) as raised:

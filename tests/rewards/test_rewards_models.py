@@ -124,7 +124,7 @@ def test_a_conversation_that_is_too_long_keeps_its_last_turn(classifier):
 
 def test_a_long_turn_without_spaces_keeps_its_end(classifier):
     """By hand: MiniLM's tokenizer reads a Chinese character as a token. 16 less 3 of its own and two of the response are 11."""
-    reward = Learned(classifier, max_tokens=16)
+    reward = Learned(classifier, index=0, max_tokens=16)
     for turn, kept in (
         ("一二三四五六七八九" * 9, "八九一二三四五六七八九"),
         ("一二三四五六七八九" * 9 + " why", "九一二三四五六七八九 why"),

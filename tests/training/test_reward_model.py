@@ -117,7 +117,7 @@ def test_of_a_long_conversation_the_start_is_left_out(encoder, monkeypatch):
         read.extend(tokenizer.batch_decode(input_ids))
         return SimpleNamespace(logits=torch.zeros(2, 1))
 
-    model, tokenizer = reward_model._classifier(str(encoder))
+    model, tokenizer = reward_model._classifier(str(encoder), "encoder")
     monkeypatch.setattr(type(model), "forward", forward)
     options = {"steps": 1, "batch_size": 1, "learning_rate": 0.1, "max_tokens": 14, "seed": 0}
     module = reward_model.RewardModule(model, tokenizer, pairs, **options)

@@ -47,8 +47,9 @@ def build_pairs(config: Config, name: str, corpus: Path, out: Path) -> dict[str,
     Raises `ClpError` when a split is too small for the counts that are asked for, or a row of own pairs cannot be used.
     """
     asked = config.reward_models[name].pairs
+    left_out: dict[str, int] = {}
     if isinstance(asked, Corruptions):
-        parts, left_out = _made(asked, config.seed, corpus), {}
+        parts = _made(asked, config.seed, corpus)
     else:
         parts, left_out = _own(asked, config.seed, f"reward_models.{name}.pairs")
     with atomic(out) as folder:
