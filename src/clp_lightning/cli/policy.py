@@ -46,9 +46,8 @@ def generate(
     for row, text in enumerate(texts):
         if not text.strip():
             raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
-        if any(
-            "\udc80" <= character <= "\udcff" for character in text
-        ):  # what Python makes of other bytes of an argument
+        # what Python makes of an argument's bytes that are not UTF-8
+        if any("\udc80" <= character <= "\udcff" for character in text):
             raise UsageError(f"prompt {row + 1} is not UTF-8; write it so, or give it on standard input")
     from clp_lightning.promotion import champion
 

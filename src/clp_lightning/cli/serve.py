@@ -70,9 +70,8 @@ def serve(
             signal.signal(number, lambda *_: None)
         try:
             uvicorn.Server(config).run(sockets)
-        except (
-            OSError
-        ) as error:  # another took the port in the meantime, which a socket that does not listen yet allows
+        # another took the port in the meantime, which a socket that does not listen yet allows
+        except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
             raise _taken(host, port, error) from error
@@ -99,9 +98,8 @@ def listening(host: str, port: int) -> list[socket.socket]:
             continue
         held.append(each)
         try:
-            each.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # what a server that has ended leaves in TIME_WAIT
+            # a server that has ended leaves its port in TIME_WAIT
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             each.bind(address)

@@ -55,6 +55,7 @@ class RewardModule(StepModule):
         super().__init__(steps)
         self.model, self.tokenizer, self.pairs = model, tokenizer, pairs
         self.batch_size, self.learning_rate, self.max_tokens, self.seed = batch_size, learning_rate, max_tokens, seed
+        self.padding = Padding(model, tokenizer)  # as `Learned` reads them
         tokenizer.truncation_side = "right"  # some cut the front; `Learned` reads a pair without its end
 
     def configure_optimizers(self) -> Any:
@@ -74,8 +75,8 @@ class RewardModule(StepModule):
         documents, answers = [*rows["document"], *rows["document"]], [*rows["chosen"], *rows["rejected"]]
         texts = fitting(self.tokenizer, documents, answers, self.max_tokens), answers
         tokens = self.tokenizer(*texts, truncation=True, max_length=self.max_tokens)
-        padding = Padding(self.model, self.tokenizer)  # as `Learned` reads them
-        chosen, rejected = self.model(**padding.tensors(padding.rows(tokens))).logits[:, 0].chunk(2)
+        inputs = self.padding.tensors(self.padding.rows(tokens))
+        chosen, rejected = self.model(**inputs).logits[:, 0].chunk(2)
         loss = -functional.logsigmoid(chosen - rejected).mean()
         accuracy = (chosen > rejected).float().mean()
         self.record(loss=loss.item(), accuracy=accuracy.item())
