@@ -168,8 +168,8 @@ def _remove(path: Path) -> None:
 
 
 def write_curve(rows: list[dict[str, float]], path: Path) -> None:
-    """Write a training curve as CSV: `step`, then every recorded value."""
+    """Write a training curve as CSV: `step`, then every recorded value; empty where a row has none."""
     with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(stream, fieldnames=list({name: None for row in rows for name in row}))
         writer.writeheader()
         writer.writerows(rows)
