@@ -29,14 +29,20 @@ def own_prompts(path: Path) -> pd.DataFrame:
 
 
 def evaluate_policy(
-    config: Config, model: Path, points: np.ndarray, prompts: pd.DataFrame | None, *, seed: int = 0
+    config: Config,
+    model: Path,
+    points: np.ndarray,
+    prompts: pd.DataFrame | None,
+    *,
+    seed: int = 0,
+    split: str = "test",
 ) -> pd.DataFrame:
     """Return one row per (weighting, prompt) with response, rewards and monitors; columns as in docs/design.md.
 
-    `points` [N, K] are the weightings. Without `prompts` those of the test split are taken, as in the pipeline. Raises
-    `ClpError` when the policy has other objectives than params.yaml.
+    `points` [N, K] are the weightings. Without `prompts` those of `split`, test or validation, are taken as in the pipeline.
+    Raises `ClpError` when the policy has other objectives than params.yaml.
     """
-    from clp_lightning.evaluation.results import test_prompts
+    from clp_lightning.evaluation.results import unseen_prompts
     from clp_lightning.evaluation.sweep import Sweep, evaluate
     from clp_lightning.policy.loading import placement
     from clp_lightning.policy.steerable import SteerablePolicy
@@ -48,7 +54,7 @@ def evaluate_policy(
             f"{model} steers {', '.join(policy.objectives)}, but params.yaml has the rewards {', '.join(config.objectives)}"
         )
     settings = config.evaluation
-    chosen = test_prompts(config) if prompts is None else prompts
+    chosen = unseen_prompts(config, split) if prompts is None else prompts
     rewards = RewardSet.from_config(config, Path("."), paths.NORMALIZATION, references(chosen))
     with tempfile.TemporaryDirectory() as parts:
         sweep = Sweep(

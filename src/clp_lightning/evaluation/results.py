@@ -16,10 +16,13 @@ from clp_lightning.files import atomic, fingerprint, read_json, write_json
 from clp_lightning.rewards.reward_set import Monitors, RewardSet
 
 
-def evaluate_into(config: Config, method: str, models: Path, out: Path) -> Any:
-    """Evaluate the method that lies in the folder `models`, write its results to the folder `out` and return them."""
+def evaluate_into(config: Config, method: str, models: Path, out: Path, split: str = "test") -> Any:
+    """Evaluate the method that lies in the folder `models`, write its results to the folder `out` and return them.
+
+    `split` test is what is reported; on the split validation settings are chosen.
+    """
     started = time.monotonic()
-    contestant, points = sweep(config, method, models)
+    contestant, points = sweep(config, method, models, split)
     scale = read_json(paths.NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
     monitors = Monitors.from_config(config)
     frame = sweep_and_score(contestant.policy, points, method=method, monitors=monitors, normalization=scale)
@@ -27,6 +30,7 @@ def evaluate_into(config: Config, method: str, models: Path, out: Path) -> Any:
         "method": method,
         "objectives": list(config.objectives),
         "normalization": scale["objectives"],
+        "split": split,
         "seed": config.seed,
         "training_seed": config.training.seed,
         "corpus_hash": read_json(paths.CORPUS / "card.json", remedy="run the stage corpus (`dvc repro`)")["sha256"],
@@ -44,7 +48,7 @@ def evaluate_into(config: Config, method: str, models: Path, out: Path) -> Any:
     return frame
 
 
-def sweep(config: Config, method: str, models: Path = paths.MODELS) -> Any:
+def sweep(config: Config, method: str, models: Path = paths.MODELS, split: str = "test") -> Any:
     """Return the contestant and its sweep; the parts of a sweep lie where the same inputs find them again."""
     settings, contestant = config.evaluation, methods.load(config, method, models)
     inputs = (
@@ -56,8 +60,9 @@ def sweep(config: Config, method: str, models: Path = paths.MODELS) -> Any:
         contestant.alpha,
         config.compute,
         config.derived.get(method),
+        None if split == "test" else split,
     )
-    prompts = test_prompts(config)
+    prompts = unseen_prompts(config, split)
     points = Sweep(
         prompts=prompts,
         weightings=contestant.weightings,
@@ -72,10 +77,10 @@ def sweep(config: Config, method: str, models: Path = paths.MODELS) -> Any:
     return contestant, points
 
 
-def test_prompts(config: Config) -> Any:
-    """Return the rows of the test split that every method is evaluated on."""
-    test = read_split(paths.CORPUS, "test")
-    return test.sample(min(config.evaluation.prompts, len(test)), random_state=config.seed).reset_index(drop=True)
+def unseen_prompts(config: Config, split: str = "test") -> Any:
+    """Return the rows of a split, test or validation, that every method is evaluated on."""
+    rows = read_split(paths.CORPUS, split)
+    return rows.sample(min(config.evaluation.prompts, len(rows)), random_state=config.seed).reset_index(drop=True)
 
 
 def _weights(config: Config, method: str, models: Path) -> Path:
