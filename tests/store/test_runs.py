@@ -64,30 +64,3 @@ def test_runs_on_other_axes_are_refused_with_the_reason(store, tmp_path):
         ClpError, match=f"runs {first} and {second} cannot be compared: {second} has another reference point"
     ):
         runs.comparable(Store(folder / "f.duckdb"), first, second)
-
-
-def test_the_interval_over_seeds_by_hand():
-    # two seeds with 1 and 3: mean 2, variance 2, over two seeds 1. Resamples do not vary: the prompts add nothing,
-    # so t has one degree of freedom: 12.706 at 97.5 %
-    estimate = runs.nested(np.array([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]), prompts=10)
-    assert estimate.value == 2
-    assert estimate.high - estimate.value == pytest.approx(12.7062, abs=1e-3)
-    # t(1) is Cauchy: P = 1/2 + arctan(2 / 1) / pi
-    assert estimate.probability == pytest.approx(0.5 + np.arctan(2) / np.pi)
-
-
-@pytest.mark.slow
-def test_intervals_over_seeds_cover_what_they_promise():
-    # Per seed an effect of its own, per prompt one that all seeds share, and noise: the truth is 0.
-    random, hits, trials, seeds, prompts = np.random.default_rng(0), 0, 2000, 4, 40
-    for _ in range(trials):
-        effect = (
-            random.normal(size=(seeds, 1)) * 0.3
-            + random.normal(size=(1, prompts))
-            + random.normal(size=(seeds, prompts))
-        )
-        drawn = random.multinomial(prompts, np.full(prompts, 1 / prompts), size=200) / prompts
-        weights = np.concatenate([np.full((1, prompts), 1 / prompts), drawn])
-        estimate = runs.nested(effect @ weights.T, prompts)
-        hits += estimate.low <= 0 <= estimate.high
-    assert 0.93 <= hits / trials <= 0.98

@@ -13,7 +13,7 @@ from clp_lightning.errors import ClpError
 from clp_lightning.frontier import metrics as frontier
 from clp_lightning.frontier.bootstrap import Bootstrap
 from clp_lightning.frontier.metrics import Array
-from clp_lightning.frontier.seeds import Estimate, nested
+from clp_lightning.frontier.seeds import Estimate, hierarchical
 
 
 class Candidate(NamedTuple):
@@ -63,7 +63,7 @@ def decide(challenger: Candidate, champion: Candidate | None, reference_length: 
                 "challenger and champion were not evaluated at the same prompts and weightings; evaluate both alike"
             )
         theirs = volumes(champion)
-        difference = nested((own - theirs)[None], challenger.rewards.shape[1])
+        difference = hierarchical((own - theirs)[None], bootstrap)
         falls = {name: before - worst[name] for name, before in _worst(champion, config).items()}
         if difference.probability < rule.probability:
             reasons.append(

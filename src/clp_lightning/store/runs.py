@@ -9,7 +9,7 @@ from clp_lightning.errors import ClpError
 from clp_lightning.frontier import metrics as frontier
 from clp_lightning.frontier.bootstrap import Bootstrap
 from clp_lightning.frontier.metrics import Array
-from clp_lightning.frontier.seeds import nested
+from clp_lightning.frontier.seeds import hierarchical
 from clp_lightning.store.queries import Store
 
 # What two runs must share, and what to say where they do not.
@@ -60,8 +60,8 @@ def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]], only: Collection
     """Hypervolume of every method that all runs have (of those in `only`), and of every pair the difference, over their seeds.
 
     Returns `seeds`, `methods` (name -> Estimate), `each` (name -> hypervolume of each run), `differences` ((a, b) -> Estimate
-    of a minus b; see `nested`) and `attainment`: method -> share of the runs -> the surface [M, K] that so many of them attain
-    (with 2 or 3 objectives).
+    of a minus b; see `hierarchical`) and `attainment`: method -> share of the runs -> the surface [M, K] that so many of them
+    attain (with 2 or 3 objectives).
     """
     first = runs[0]
     names = [set(store.points(run["run_id"]).method) for run in runs]
@@ -73,9 +73,9 @@ def over_seeds(store: Store, runs: Sequence[Mapping[str, Any]], only: Collection
     pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
     return {
         "seeds": [run["training_seed"] for run in runs],
-        "methods": {method: nested(values, first["prompts"]) for method, values in volumes.items()},
+        "methods": {method: hierarchical(values, bootstrap) for method, values in volumes.items()},
         "each": {method: values[:, 0].tolist() for method, values in volumes.items()},
-        "differences": {(a, b): nested(volumes[a] - volumes[b], first["prompts"]) for a, b in pairs},
+        "differences": {(a, b): hierarchical(volumes[a] - volumes[b], bootstrap) for a, b in pairs},
         "attainment": attainment(store, runs, (0.5, 1.0), only),
     }
 
@@ -113,7 +113,7 @@ def against(store: Store, run: str, other: str) -> dict[str, Any]:
     rows = []
     for method in shared:
         one, two = (_volumes(store.per_prompt(each, method), first, bootstrap) for each in (run, other))
-        estimate = nested((one - two)[None], first["prompts"])
+        estimate = hierarchical((one - two)[None], bootstrap)
         rows.append(
             {
                 "method": method, "hypervolume": float(one[0]), "hypervolume_against": float(two[0]),
