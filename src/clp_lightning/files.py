@@ -68,12 +68,15 @@ def check_replaceable(folder: Path | str, mark: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str) -> Iterator[None]:
-    """Let other processes that ask for this folder wait until the block is done; a process that dies lets go."""
+def locked(folder: Path | str, *, wait: bool = True) -> Iterator[None]:
+    """Let other processes that ask for this folder wait until the block is done; a process that dies lets go.
+
+    With `wait` false a folder that another process holds raises `BlockingIOError`.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
