@@ -66,13 +66,10 @@ class Jobs(contextlib.AbstractContextManager["Jobs"]):
             print(line, flush=True)
 
     def running(self, names: Sequence[str]) -> None:
-        """Name what is at work."""
-        if list(names) != self.shown:
+        """Name what is at work, on a terminal."""
+        if self.bar is not None and list(names) != self.shown:
             self.shown = list(names)
-            if self.bar is not None:
-                self.bar.update(self.task, description=", ".join(names) or self.name)
-            elif names:
-                print(f"at work: {', '.join(names)}", flush=True)
+            self.bar.update(self.task, description=", ".join(names) or self.name)
 
     def advance(self) -> None:
         """Count one job more."""

@@ -24,7 +24,8 @@ ALIKE = ("axes", "precision", "device", "threads")  # what runs share that are c
 DRAWS = 2000
 NOTE = (
     "J(w) = (1 - alpha) w.R - alpha KL; its mean is over the grid. Intervals are 95 %, over training seeds and groups of prompts"
-    " together, each for its figure alone. Ahead and behind count weightings whose interval excludes 0."
+    " together, each for its figure alone. + and - count the weightings at which the first arm is ahead and behind by an interval"
+    " that excludes 0; an arm catches up where its mean J reaches the first arm's of that budget."
 )
 
 
@@ -209,13 +210,14 @@ def _print(compared: Mapping[str, Any], console: Console) -> None:
     """Print one table, and what it rests on."""
     lead = compared["panels"][0]["lead"]
     table = Table(title=f"{compared['question']} ({compared['split']} split)", title_justify="left")
-    for name in ("panel", "rollouts", "arm", "seeds", "mean J", "KL"):
-        table.add_column(name, justify="left" if name in ("panel", "arm") else "right")
-    for name in (f"{lead} minus it", "ahead, behind, of", "furthest behind", f"reaches {lead}'s J at"):
-        table.add_column(name, justify="right")
+    table.add_column("arm", no_wrap=True)
+    heads = ("rollouts", "seeds", "mean J", "KL", f"{lead} minus it", "+, - of", "furthest behind", "catches up")
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
     for panel in compared["panels"]:
+        table.add_row(f"[bold]{panel['panel']}[/]: {', '.join(panel['objectives'])}")
         for line in panel["rows"]:
-            table.add_row(panel["panel"], *_cells(line))
+            table.add_row(*_cells(line))
         table.add_section()
     console.print(table)
     done = f"{compared['runs']} of {plural(compared['planned'], 'run')}, of commit {', '.join(compared['commits'])}."
@@ -229,14 +231,20 @@ def _print(compared: Mapping[str, Any], console: Console) -> None:
 
 def _cells(line: Mapping[str, Any]) -> list[str]:
     against, catches = line.get("against"), line.get("catches_up")
-    shown = [str(line["rollouts"]), line["arm"], str(len(line["seeds"])), _shown(line["mean_j"]), f"{line['kl']:.1f}"]
+    shown = [
+        line["arm"],
+        str(line["rollouts"]),
+        str(len(line["seeds"])),
+        _shown(line["mean_j"]),
+        f"{line['kl'] + 0.0:.1f}",
+    ]
     if against is None:
         return [*shown, "", "", "", ""]
     worst = against["furthest_behind"]
     return [
         *shown,
         _shown(against),
-        f"{against['ahead']}, {against['behind']}, {against['weightings']}",
+        f"{against['ahead']}, {against['behind']} of {against['weightings']}",
         f"{worst['value']:+.2f} at {':'.join(f'{w:g}' for w in worst['weighting'])}",
         f"{catches['bound']} {catches['rollouts']}".strip() if catches else "",
     ]

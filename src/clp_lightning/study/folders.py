@@ -14,7 +14,7 @@ from typing import Any
 from clp_lightning import paths
 from clp_lightning.config.parameters import Config
 from clp_lightning.errors import ClpError
-from clp_lightning.files import atomic, read_json, write_json
+from clp_lightning.files import atomic, locked, read_json, write_json
 from clp_lightning.project.dvc_yaml import own_files
 from clp_lightning.study.runs import Run, parameters
 
@@ -45,7 +45,8 @@ def prepare_shared(run: Run, work: Path, root: Path) -> Path:
 def prepare_run(run: Run, work: Path, root: Path, commit: str) -> Path:
     """Make a run's folder, or take up one that was interrupted; return it.
 
-    What an interrupted run of another commit left is thrown away: a training has one version of the code.
+    What an interrupted run of another commit left is thrown away: a training has one version of the code. Raises
+    `BlockingIOError` when a process is at it.
     """
     folder, shared = run_folder(run, work), shared_folder(run, work)
     spec = {
@@ -53,9 +54,10 @@ def prepare_run(run: Run, work: Path, root: Path, commit: str) -> Path:
         "method": run.method, "split": run.split, "settings": run.settings, "config": run.config_hash[:12],
         "rollouts": run.rollouts, "commit": commit,
     }  # fmt: skip
-    if (folder / SPEC).is_file() and _spec(folder) == spec:
+    if _spec(folder) == spec:
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
+    with locked(folder, wait=False):
+        shutil.rmtree(folder)
     for name in own_files(run.config, root):
         _link(root / name, folder / name)
     models = [paths.MODELS / name for name in ("base", "reference", *run.config.reward_models)]
@@ -110,7 +112,7 @@ def _write_parameters(config: Config, folder: Path) -> None:
 def _spec(folder: Path) -> Any:
     try:
         return json.loads((folder / SPEC).read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError):
         return None
 
 

@@ -21,12 +21,8 @@ from clp_lightning.weightings import lattice
 GROUPS = ("group", "service")  # what the corpus calls the cluster of a prompt
 
 
-def axes(config: Config, split: str, reference: Path) -> dict[str, Any]:
-    """Return what the numbers of a run mean: runs with other axes are not comparable.
-
-    `reference` is the folder of the reference policy's results on the split. Raises `ClpError` when the corpus names no groups.
-    """
-    frame = pd.read_parquet(reference / "results.parquet")
+def groups(split: str) -> dict[str, str]:
+    """Return the group of every prompt of a split; raises `ClpError` when the corpus names none."""
     rows = read_split(paths.CORPUS, split)
     column = next((name for name in GROUPS if name in rows), None)
     if column is None:
@@ -34,7 +30,16 @@ def axes(config: Config, split: str, reference: Path) -> dict[str, Any]:
             f"{paths.CORPUS / split}.parquet: no column {' or '.join(GROUPS)} that says which prompts belong together; "
             "run the stage corpus again"
         )
-    group = dict(zip(rows["id"], rows[column], strict=True))
+    return {str(name): str(group) for name, group in zip(rows["id"], rows[column], strict=True)}
+
+
+def axes(config: Config, split: str, reference: Path) -> dict[str, Any]:
+    """Return what the numbers of a run mean: runs with other axes are not comparable.
+
+    `reference` is the folder of the reference policy's results on the split.
+    """
+    frame = pd.read_parquet(reference / "results.parquet")
+    group = groups(split)
     means = frame[[f"reward:{name}" for name in config.objectives]].mean()
     scale = read_json(paths.NORMALIZATION, remedy="run the stage normalization")["objectives"]
     return {

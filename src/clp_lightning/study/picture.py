@@ -22,7 +22,9 @@ def draw(compared: Mapping[str, Any], path: Path) -> None:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _panel(axes, panel, method_styles(arms))
     figure.text(0.02, 1 - 0.1 / height, "Mean J against rollouts", va="top", fontsize=14, fontweight="bold", color=INK)
-    about = "J(w) = (1 - alpha) w.R - alpha KL, mean over the grid; bands: 95 % intervals over training seeds and groups of prompts"
+    about = (
+        "J(w) = (1 - alpha) w.R - alpha KL, mean over the grid; bands: 95 % intervals over training seeds and prompts"
+    )
     figure.text(0.02, 1 - 0.4 / height, about, va="top", fontsize=8.5, color=FAINT)
     known: dict[str, Any] = {}
     for axes in figure.axes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from clp_lightning.errors import ClpError, plural
-from clp_lightning.files import read_json
+from clp_lightning.files import locked, read_json
 from clp_lightning.progress import Jobs, duration
 from clp_lightning.study import folders, table
 from clp_lightning.study.definition import questions
@@ -74,8 +74,13 @@ def _run_all(todo: Sequence[Run], place: Place, processes: "_Processes", display
             if table.read(place.table).find(run.key):  # another command was faster
                 display.advance()
                 continue
-            folder = folders.prepare_run(run, place.work, place.root, commit)
             shared = folders.shared_folder(run, place.work)
+            try:
+                with locked(place.work):  # two commands may come to the same run
+                    folder = folders.prepare_run(run, place.work, place.root, commit)
+            except BlockingIOError:
+                elsewhere += 1
+                continue
             running[processes.start(folder, ["--shared", str(shared.resolve())])] = run, folder
         display.running([run.name for run, _ in running.values()])
         time.sleep(POLL_SECONDS)
@@ -101,11 +106,12 @@ def _run_all(todo: Sequence[Run], place: Place, processes: "_Processes", display
 
 def _share(run: Run, place: Place, processes: "_Processes", display: Jobs, threads: int) -> None:
     """Run what the runs of a recipe share, once; raises `ClpError` when that fails."""
-    folder = folders.prepare_shared(run, place.work, place.root)
+    with locked(place.work):
+        folder = folders.prepare_shared(run, place.work, place.root)
     if folders.is_shared(folder, run.config, run.split):
         return
     started = time.monotonic()
-    display.running([f"{run.recipe}: corpus, reference policy, rewards and normalization, once for all runs"])
+    display.say(f"{run.recipe}: corpus, reference policy, learned rewards and normalization, once for all runs")
     process = processes.start(folder, ["--split", run.split], threads)
     process.wait()
     processes.ended(process)
@@ -125,7 +131,7 @@ def _line(row: dict[str, Any], run: Run, tables: table.Tables, left: Sequence[Ru
     """Say what a run gave, and how long the others may take at the rate of those that are done."""
     mean = row["mean_j"]
     value = "" if mean is None else f"J {mean:.3f} ({row['mean_j_error']:.3f}), "
-    line = f"{run.name}: {value}KL {row['kl']:.1f}, {row['rollouts']} rollouts in {duration(row['seconds'])}"
+    line = f"{run.name}: {value}KL {row['kl'] + 0.0:.2f}, {row['rollouts']} rollouts in {duration(row['seconds'])}"
     known = [each for each in tables.runs if each["study"] == run.study and each["machine"] == row["machine"]]
     rates = {each["panel"]: each["seconds"] / each["rollouts"] for each in known}
     if left and all(each.panel in rates for each in left):

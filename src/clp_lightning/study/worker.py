@@ -13,6 +13,7 @@ from typing import Any
 from clp_lightning import paths
 from clp_lightning.config.methods import REFERENCE
 from clp_lightning.config.parameters import Config, load_config
+from clp_lightning.errors import ClpError
 from clp_lightning.files import fingerprint, locked, read_json, write_json
 from clp_lightning.study import folders
 from clp_lightning.study.table import KEY
@@ -55,11 +56,26 @@ def share(config: Config, split: str) -> None:
         name = folders.stage_name(stage, of)
         if name in (finished := folders.done(here)):
             continue
+        if stage == "base":  # before anything is trained
+            check_groups(config, split)
         if stage == "evaluate":
             evaluate_into(config, REFERENCE, paths.MODELS, paths.RESULTS / f"{REFERENCE}-{split}", split)
         else:
             stages.run(stage, config, reward=of)
         write_json(folders.DONE, [*finished, name])
+
+
+def check_groups(config: Config, split: str) -> None:
+    """Raise `ClpError` unless the prompts of the split come in several groups: errors are over groups."""
+    from clp_lightning.evaluation.results import unseen_prompts
+    from clp_lightning.study.measure import groups
+
+    chosen, group = set(unseen_prompts(config, split)["id"]), groups(split)
+    if len({group[name] for name in chosen}) < 2:
+        raise ClpError(
+            f"{paths.CORPUS / split}.parquet: all {len(chosen)} prompts are of one group, and errors are over groups; raise "
+            "evaluation.prompts, or give the data groups (data.splits.group)"
+        )
 
 
 def run(config: Config, spec: dict[str, Any], shared: Path) -> None:
