@@ -1,6 +1,5 @@
 """The command `clp study`: runs a study, or reports what it has found."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,7 +49,7 @@ def study(
 
     Run again it does what is left: an interrupted run continues, finished ones stay.
 
-    Examples: clp study default --jobs 2; clp study default --budget 1 --seed 3 --list; clp study default --report
+    Example: clp study main --jobs 2 --budget 1 --seed 3 && clp study main --report
     """
     from clp_lightning.study.definition import load_study, studies
     from clp_lightning.study.runs import plan as runs_of
@@ -73,21 +72,9 @@ def study(
     run_study(runs, Place(Path("."), work, table), jobs=jobs, threads=threads)
 
 
-def worker(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run, or of what runs share.")],
-    split: Annotated[str | None, typer.Option(help="Split that the reference policy is evaluated on.")] = None,
-    shared: Annotated[Path | None, typer.Option(help="Of a run: the folder of what it shares.")] = None,
-) -> None:
-    """Do the work of one folder of a study; `clp study` starts it."""
-    from clp_lightning.study.worker import work
-
-    sys.exit(work(folder, split, shared))
-
-
 def register(app: typer.Typer) -> None:
-    """Add the commands to `clp`."""
+    """Add the command to the application."""
     app.command()(study)
-    app.command("study-worker", hidden=True)(worker)
 
 
 def _list(runs: "Sequence[Run]", table: Path) -> None:

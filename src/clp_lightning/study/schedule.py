@@ -81,7 +81,7 @@ def _run_all(todo: Sequence[Run], place: Place, processes: "_Processes", display
             except BlockingIOError:
                 elsewhere += 1
                 continue
-            running[processes.start(folder, ["--shared", str(shared.resolve())])] = run, folder
+            running[processes.start("run", folder, str(shared.resolve()))] = run, folder
         display.running([run.name for run, _ in running.values()])
         time.sleep(POLL_SECONDS)
         for process in [each for each in running if each.poll() is not None]:
@@ -112,7 +112,7 @@ def _share(run: Run, place: Place, processes: "_Processes", display: Jobs, threa
         return
     started = time.monotonic()
     display.say(f"{run.recipe}: corpus, reference policy, learned rewards and normalization, once for all runs")
-    process = processes.start(folder, ["--split", run.split], threads)
+    process = processes.start("share", folder, run.split, threads)
     process.wait()
     processes.ended(process)
     if process.returncode:
@@ -161,12 +161,12 @@ class _Processes(contextlib.AbstractContextManager["_Processes"]):
         self.threads = threads
         self.open: dict[subprocess.Popen[bytes], IO[bytes]] = {}
 
-    def start(self, folder: Path, options: list[str], threads: int | None = None) -> subprocess.Popen[bytes]:
-        """Start the worker of a folder."""
+    def start(self, what: str, folder: Path, of: str, threads: int | None = None) -> subprocess.Popen[bytes]:
+        """Start the worker of a folder: `run` with its shared folder, or `share` with a split."""
         count = str(threads or self.threads)
         log = (folder / folders.LOG).open("ab")
         process = subprocess.Popen(
-            [sys.executable, "-m", "clp_lightning.cli", "study-worker", str(folder.resolve()), *options],
+            [sys.executable, "-m", "clp_lightning.study.worker", what, str(folder.resolve()), of],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,7 @@
-"""What the process of one run does, and that of the stages which runs share."""
+"""What the process of one run does, and that of the stages which runs share.
+
+`python -m clp_lightning.study.worker share FOLDER SPLIT`, or `... run FOLDER SHARED`: `clp study` starts it.
+"""
 
 import contextlib
 import datetime
@@ -138,3 +141,17 @@ def _end_with_parent() -> None:
     while os.read(0, 1024):
         pass
     os._exit(1)
+
+
+def main(arguments: list[str]) -> int:
+    """Do the work that the command line names; what is wrong is one line, the last of the log."""
+    what, folder, of = arguments
+    try:
+        return work(Path(folder), *((of, None) if what == "share" else (None, Path(of))))
+    except ClpError as error:
+        print(f"clp: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
