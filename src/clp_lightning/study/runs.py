@@ -89,6 +89,7 @@ def plan(
     study does not have, and for values that params.yaml would not take, with the arm and the key.
     """
     panels = {panel: _panel(study, panel, Path(root)) for panel in study.panels}
+    arms = {(at, arm): _arm(study, panel, at, arm) for at, panel in panels.items() for arm in study.arms_of(at)}
     cells = [
         (budget, seed, panel, arm)
         for panel in study.panels
@@ -105,7 +106,7 @@ def plan(
         if lost := [value for value in chosen if value not in known]:
             raise UsageError(f"--{what} {lost[0]}: not in study {name}, which has {', '.join(map(str, known))}")
         cells = [cell for cell in cells if cell[position] in chosen]
-    return [_run(name, study, panels[panel], panel, arm, budget, seed) for budget, seed, panel, arm in cells]
+    return [_run(name, study, panels[at][0], arms[at, arm], at, arm, budget, seed) for budget, seed, at, arm in cells]
 
 
 def outstanding(runs: Sequence[Run], tables: Tables, path: Path) -> list[Run]:
@@ -134,9 +135,9 @@ def _panel(study: Study, panel: str, root: Path) -> tuple[Config, Any]:
     return _merged(values, study.panels[panel].settings, f"{where}.settings")
 
 
-def _run(name: str, study: Study, panel: tuple[Config, Any], at: str, arm: str, budget: float, seed: int) -> Run:
-    """Return one run; its steps are what the budget pays for at the arm's own rollouts per step."""
-    (recipe, values), row, where = panel, study.arms_of(at)[arm], f"arms.{arm}"
+def _arm(study: Study, panel: tuple[Config, Any], at: str, arm: str) -> Config:
+    """Return what an arm trains: the panel's configuration with its one method, before budget and seed."""
+    (_, values), row, where = panel, study.arms_of(at)[arm], f"arms.{arm}"
     table = values["methods"]
     if isinstance(row.method, str) and row.method not in table:
         raise UsageError(
@@ -145,10 +146,13 @@ def _run(name: str, study: Study, panel: tuple[Config, Any], at: str, arm: str, 
     method = OmegaConf.to_container(table[row.method]) if isinstance(row.method, str) else row.method
     alone: Any = OmegaConf.merge(values, {})
     alone["methods"], alone["derived"], alone["promotion"]["method"] = {arm: method}, {}, arm
-    training = {**row.training, "seed": seed, "devices": 1}
-    config, merged = _merged(alone, {"training": training}, where)
-    steps = _steps(recipe, config, row, arm, budget)
-    config, _ = _merged(merged, {"training": {"steps": steps}}, where)
+    return _merged(alone, {"training": {**row.training, "devices": 1}}, where)[0]
+
+
+def _run(name: str, study: Study, recipe: Config, config: Config, at: str, arm: str, budget: float, seed: int) -> Run:
+    """Return one run; its steps are what the budget pays for at the arm's own rollouts per step."""
+    row = study.arms_of(at)[arm]
+    training = config.training.model_copy(update={"seed": seed, "steps": _steps(recipe, config, row, arm, budget)})
     return Run(
         study=name,
         panel=at,
@@ -159,7 +163,7 @@ def _run(name: str, study: Study, panel: tuple[Config, Any], at: str, arm: str, 
         budget=budget,
         split=study.split,
         settings=" ".join(words(row.training)),
-        config=config,
+        config=config.model_copy(update={"training": training}),
     )
 
 
