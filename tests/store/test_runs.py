@@ -88,7 +88,7 @@ def test_runs_that_were_computed_otherwise_are_neither_pooled_nor_compared(tmp_p
     assert line.startswith(f"run {by_seed[2]} is left out: it has another precision, device or number of threads (")
     assert "evaluated on bfloat16, cuda, 8 threads, not float32, cpu, 2 threads" in line and "\n" not in line
     assert "clp-full trained on bfloat16, cuda, 8 threads, not float32, cpu, 2 threads" in line
-    with pytest.raises(ClpError, match="cannot be compared: .* another precision, device or number of threads"):
+    with pytest.raises(ClpError, match=r"cannot be compared: .* another precision, device or number of threads"):
         runs.comparable(store, by_seed[0], by_seed[2])
     # what an older version computed on is not known: no obstacle
     unknown = store.run(by_seed[0]) | {"computed_on": None}

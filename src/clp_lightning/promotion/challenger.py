@@ -107,8 +107,8 @@ def sentence(row: dict[str, Any]) -> str:
     against = "the reference policy (the first champion)" if row["champion"] is None else f"champion {row['champion']}"
     figures = (
         f"{promotion.NAMES[row['statistic']]} {row['value']:.3f} against {row['other_value']:.3f} on {row['prompts']} "
-        f"prompts drawn for this, difference {row['difference']:.3f} [{row['low']:.3f}, {row['high']:.3f}], larger with probability "
-        f"{row['probability']:.3f}"
+        f"prompts drawn for this, difference {row['difference']:.3f} [{row['low']:.3f}, {row['high']:.3f}], larger with "
+        f"probability {row['probability']:.3f}"
     )
     verdict = "promoted" if row["promoted"] else "not promoted"
     return f"{verdict}: {who} against {against}: {figures}" + "".join(f"; {reason}" for reason in row["reasons"])
