@@ -13,6 +13,7 @@ from clp_lightning.cli.app import app
 from clp_lightning.config.parameters import load_config
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.evaluation import on_demand
+from clp_lightning.evaluation.prompts import draw_prompts
 from clp_lightning.evaluation.results import evaluate_into
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.promotion import champion
@@ -68,12 +69,8 @@ def test_settings_are_chosen_on_services_that_no_test_prompt_is_from(project):
     answered = set(pd.read_parquet("answers.parquet").prompt_id)
     assert answered <= set(validation.id) and not answered & set(test.id) and len(answered) == 8
     config = load_config("params.yaml")
-    evaluate_into(config, "rewarded-soups", project / "models", project / "chosen", "validation")
-    written = pd.read_parquet("chosen/results.parquet")
-    assert (
-        set(written.prompt_id) == answered
-        and json.loads((project / "chosen/summary.json").read_text())["split"] == "validation"
-    )
+    evaluate_into(config, "rewarded-soups", project / "models", project / "chosen", draw_prompts(config, "validation"))
+    assert set(pd.read_parquet("chosen/results.parquet").prompt_id) == answered
     for wrong in (["--split", "train"], ["--split", "test", "--prompts", "own.txt"]):
         refused = CliRunner().invoke(app, ["evaluate", *wrong])
         assert isinstance(refused.exception, UsageError) and str(refused.exception).startswith("--split: ")

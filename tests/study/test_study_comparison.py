@@ -116,7 +116,7 @@ def test_runs_that_are_not_alike_are_not_pooled_unasked(tmp_path):
     assert "panel two has runs with other axes: clp-full-3-1" in line and "--pool" in line and "\n" not in line
     pooled = compared(path, pool=True)
     assert pooled["panels"][0]["pooled"] == ["axes"] and lines(pooled)["soups", 1]["against"]["seeds"] == [3, 4]
-    written(tmp_path, run_rows("clp-full", 3, 3.0), run_rows("soups", 3, 3.0, precision="bfloat16"))
+    written(tmp_path, run_rows("clp-full", 3, 3.0), run_rows("soups", 3, 3.0, computed_on="bfloat16, cpu, 1 thread"))
     with pytest.raises(ClpError, match="other axes"):
         compared(path)
     assert (

@@ -20,11 +20,13 @@ ANSWERS = {
     "p3": ([-1.0, 1.0, 2.0], [2.0, -1.0, 1.0], [1.0, 2.0, 0.0]),
 }  # fmt: skip
 
+GROUP = {"p1": "s3", "p2": "ec2", "p3": "s3"}
+
 
 def frame(weightings, answers=ANSWERS):
     rows = [
         {"weighting_id": m, "prompt_id": prompt, "w:informativeness": w, "w:brevity": 1 - w, "reward:informativeness": one[m],
-         "reward:brevity": two[m], "monitor:kl": kl[m], "monitor:length": 4.0}
+         "reward:brevity": two[m], "monitor:kl": kl[m], "monitor:length": 4.0, "group": GROUP[prompt]}
         for m, w in enumerate(weightings) for prompt, (one, two, kl) in answers.items()
     ]  # fmt: skip
     return pd.DataFrame(rows).sample(frac=1, random_state=0)
@@ -40,13 +42,9 @@ def config():
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder in ("data/corpus", "models/reference", "results/reference-validation", "results/clp-full"):
+    for folder in ("data", "models/reference", "results/reference-validation", "results/clp-full"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "models/reference/model.safetensors").write_bytes(b"weights")
-    corpus = pd.DataFrame(
-        {"id": ["p1", "p2", "p3", "p4"], "service": ["s3", "ec2", "s3", "iam"], "document": "d", "summary": "s"}
-    )
-    corpus.to_parquet("data/corpus/validation.parquet")
     scale = {name: {"mean": 0.0, "std": 1.0} for name in NAMES}
     (tmp_path / "data/normalization.json").write_text(json.dumps({"objectives": scale}))
     reference = {prompt: ([0.0], [-0.25], [0.0]) for prompt in ANSWERS}
@@ -65,13 +63,13 @@ def test_j_is_what_training_maximizes(project, config):
     np.testing.assert_allclose([point["by_prompt"] for point in points], expected)
     np.testing.assert_allclose([point["j"] for point in points], np.mean(expected, axis=1))
     assert points[2]["kl"] == 4.0 and points[1]["rewards"] == [1.0, 0.0]
-    assert row["mean_j"] == pytest.approx(np.mean(expected)) and row["kl"] == pytest.approx(21 / 9)
+    assert row["mean_j"] == pytest.approx(np.mean(expected)) and row["mean_kl"] == pytest.approx(21 / 9)
     np.testing.assert_allclose(row["corners_j"], [1.4, 2.1 / 3])  # w = (1, 0), then (0, 1)
     assert row["worst_objective"] == 1.0  # means (-1, 1), (1, 0), (2, 1): the last has a floor of 1
     # above the reference's means (0, -0.25): the last point alone, 2 * 1.25
-    assert row["hypervolume_reference"] == pytest.approx(2.5)
+    assert row["hypervolume_above_reference"] == pytest.approx(2.5)
     # regularized: 0.9 * (2, 1) - 0.1 * 4 = (1.4, 0.5), above 0.9 * (0, -0.25)
-    assert row["hypervolume_regularized"] == pytest.approx(1.4 * (0.5 + 0.225))
+    assert row["regularized_hypervolume_above_reference"] == pytest.approx(1.4 * (0.5 + 0.225))
     assert (row["weightings"], row["prompts"], row["groups"], row["axes"]) == (3, 3, 2, axes_hash(axes))
 
 
@@ -105,12 +103,6 @@ def test_what_cannot_be_measured_is_one_line(project, config):
     frame([0.0, 0.5, 1.0], fewer).to_parquet("results/clp-full/results.parquet")
     with pytest.raises(ClpError, match="other prompts than the reference policy's"):
         measure.rows(config, "clp-full", axes, project / "results/clp-full", "x")
-    corpus = pd.read_parquet("data/corpus/validation.parquet").drop(columns="service")
-    corpus.to_parquet("data/corpus/validation.parquet")
-    with pytest.raises(
-        ClpError, match=r"validation.parquet: no column group or service that says which prompts belong together"
-    ):
-        measure.axes(config, "validation", project / "results/reference-validation")
 
 
 def test_how_a_training_went(tmp_path):

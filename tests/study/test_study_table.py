@@ -25,10 +25,10 @@ def run_rows(arm="clp-full", seed=3, budget=1.0, *, values=None, weightings=GRID
         "run": name, "study": "s", "panel": "two", "arm": arm, "budget": budget, "seed": seed, "recipe": "default", "method": arm,
         "objectives": 2, "split": "test", "rollouts": round(600 * budget), "learning_rate": 1e-3, "gradient_clip": 1.0,
         "settings": "", "mean_j": float(values.mean()) if len(weightings) == len(GRID) else None, "mean_j_error": 0.1,
-        "corners_j": [0.25, 0.5], "worst_objective": 0.1, "hypervolume": 9.0, "hypervolume_reference": 0.5,
-        "hypervolume_regularized": 0.4, "kl": 2.0, "length": 9.0, "gradient_norm": 0.5, "clipped": 0.25,
+        "corners_j": [0.25, 0.5], "worst_objective": 0.1, "hypervolume": 9.0, "hypervolume_above_reference": 0.5,
+        "regularized_hypervolume_above_reference": 0.4, "mean_kl": 2.0, "length": 9.0, "gradient_norm": 0.5, "clipped": 0.25,
         "weightings": len(weightings), "prompts": 4, "groups": 3, "axes": table.axes_hash(axes), "config": "c" * 12,
-        "commit": "abc", "version": "0", "machine": "m, fast", "device": "cpu", "precision": "float32", "threads": 1,
+        "commit": "abc", "version": "0", "machine": "m, fast", "computed_on": "float32, cpu, 1 thread",
         "seconds": 60.5, "date": "2026-11-28T00:00:00Z",
     } | changes  # fmt: skip
     points = [

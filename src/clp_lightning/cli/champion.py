@@ -98,7 +98,7 @@ def evaluate(
         return
     from rich.console import Console
 
-    from clp_lightning.report.tables import print_points
+    from clp_lightning.report.points import print_points
 
     shown = {"objectives": config.objectives, "methods": [{"method": model.name, "points": rows}]}
     asked = plural(frame.prompt_id.nunique(), f"{split} prompt" if split else "prompt")

@@ -40,7 +40,7 @@ def study(
         bool,
         typer.Option(
             "--pool",
-            help="Report also runs of several axes, precisions, devices or threads, each compared within its own.",
+            help="Report also runs with other axes, or computed on something else; each is compared with its like.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --report: print JSON instead of a table.")] = False,

@@ -42,7 +42,7 @@ def evaluate_policy(
     `points` [N, K] are the weightings. Without `prompts` those of `split`, test or validation, are taken as in the pipeline.
     Raises `ClpError` when the policy has other objectives than params.yaml.
     """
-    from clp_lightning.evaluation.results import unseen_prompts
+    from clp_lightning.evaluation.prompts import draw_prompts
     from clp_lightning.evaluation.sweep import Sweep, evaluate
     from clp_lightning.policy.loading import placement
     from clp_lightning.policy.steerable import SteerablePolicy
@@ -54,7 +54,7 @@ def evaluate_policy(
             f"{model} steers {', '.join(policy.objectives)}, but params.yaml has the rewards {', '.join(config.objectives)}"
         )
     settings = config.evaluation
-    chosen = unseen_prompts(config, split) if prompts is None else prompts
+    chosen = draw_prompts(config, split) if prompts is None else prompts
     rewards = RewardSet.from_config(config, Path("."), paths.NORMALIZATION, references(chosen))
     with tempfile.TemporaryDirectory() as parts:
         sweep = Sweep(

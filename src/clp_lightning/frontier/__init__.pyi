@@ -7,6 +7,7 @@ from .metrics import steerability as steerability
 from .objective import objective as objective
 from .objective import regret as regret
 from .objective import regularized as regularized
+from .objective import split_weightings as split_weightings
 from .seeds import Estimate as Estimate
 from .seeds import hierarchical as hierarchical
 
@@ -21,5 +22,6 @@ __all__ = [
     "objective",
     "regret",
     "regularized",
+    "split_weightings",
     "steerability",
 ]

@@ -43,6 +43,18 @@ def regularized(rewards: ArrayLike, kl: ArrayLike, alpha: ArrayLike) -> Array:
     return np.asarray((1 - a)[..., None] * r - (a * k)[..., None])
 
 
+def split_weightings(weightings: ArrayLike, alpha: float) -> tuple[Array, Array]:
+    """Return weights that sum to 1 [M, K] and KL strengths [M] of weightings as they are stored [M, K].
+
+    Where a single reward is steered against the KL term its weighting is `1 - alpha`, less than 1: it holds the KL strength.
+    Others have `alpha`. Raises `ClpError` on NaN.
+    """
+    w = finite(weightings, "weightings")
+    total = w.sum(-1, keepdims=True)
+    swept = (total < 1 - 1e-6) & (w.shape[-1] == 1)
+    return np.where(swept, 1.0, w), np.where(swept[..., 0], 1 - total[..., 0], alpha)
+
+
 def regret(values: ArrayLike) -> Array:
     """Return what each method has less than the best of them at the same weighting: 0 where it is the best.
 

@@ -20,7 +20,7 @@ from clp_lightning.study.runs import Run, outstanding
 from clp_lightning.study.table import Tables, read
 from clp_lightning.weightings import on_lattice
 
-ALIKE = ("axes", "precision", "device", "threads")  # what runs share that are compared
+ALIKE = ("axes", "computed_on")  # what runs share that are compared
 DRAWS = 2000
 NOTE = (
     "J(w) = (1 - alpha) w.R - alpha KL; its mean is over the grid. Intervals are 95 %, over training seeds and groups of prompts"
@@ -55,8 +55,8 @@ def report(
 def compare(study: Study, runs: Sequence[Run], tables: Tables, path: Path, *, pool: bool = False) -> dict[str, Any]:
     """Return the comparison of a study's runs that are in the tables: per panel, budget and arm, against the first arm.
 
-    Intervals are 95 % over training seeds and groups of prompts together. Runs that differ in axes, precision, device or threads
-    are a `ClpError`, or with `pool` compared seed by seed where they agree.
+    Intervals are 95 % over training seeds and groups of prompts together. Runs that differ in axes, or in what they were
+    computed on, are a `ClpError`, or with `pool` compared seed by seed where they agree.
     """
     left = {run.key for run in outstanding(runs, tables, path)}
     found = [(run, row) for run in runs if run.key not in left and (row := tables.find(run.key))]
@@ -124,7 +124,7 @@ def _cell(rows: Sequence[dict[str, Any]], tables: Tables) -> Cell:
 
 def _describe(cell: Cell, axes: Mapping[str, Any]) -> dict[str, Any]:
     rows = list(cell.rows.values())
-    means = ("kl", "worst_objective", "hypervolume_reference", "hypervolume_regularized", "clipped", "seconds")
+    means = ("mean_kl", "worst_objective", "hypervolume_above_reference", "gradient_norm", "clipped", "seconds")
     return {
         "seeds": sorted(cell.rows),
         "rollouts": rows[0]["rollouts"],
@@ -236,7 +236,7 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
         str(line["rollouts"]),
         str(len(line["seeds"])),
         _shown(line["mean_j"]),
-        f"{line['kl'] + 0.0:.1f}",
+        f"{line['mean_kl'] + 0.0:.1f}",
     ]
     if against is None:
         return [*shown, "", "", "", ""]

@@ -8,29 +8,14 @@ import pandas as pd
 
 from clp_lightning import paths
 from clp_lightning.config.parameters import Config
-from clp_lightning.data.splits import read_split
 from clp_lightning.errors import ClpError
 from clp_lightning.files import fingerprint, read_json
 from clp_lightning.frontier import metrics as frontier
 from clp_lightning.frontier.bootstrap import cluster_bootstrap
 from clp_lightning.frontier.metrics import Array
-from clp_lightning.frontier.objective import objective, regularized
+from clp_lightning.frontier.objective import objective, regularized, split_weightings
 from clp_lightning.study.table import axes_hash
 from clp_lightning.weightings import lattice
-
-GROUPS = ("group", "service")  # what the corpus calls the cluster of a prompt
-
-
-def groups(split: str) -> dict[str, str]:
-    """Return the group of every prompt of a split; raises `ClpError` when the corpus names none."""
-    rows = read_split(paths.CORPUS, split)
-    column = next((name for name in GROUPS if name in rows), None)
-    if column is None:
-        raise ClpError(
-            f"{paths.CORPUS / split}.parquet: no column {' or '.join(GROUPS)} that says which prompts belong together; "
-            "run the stage corpus again"
-        )
-    return {str(name): str(group) for name, group in zip(rows["id"], rows[column], strict=True)}
 
 
 def axes(config: Config, split: str, reference: Path) -> dict[str, Any]:
@@ -39,7 +24,7 @@ def axes(config: Config, split: str, reference: Path) -> dict[str, Any]:
     `reference` is the folder of the reference policy's results on the split.
     """
     frame = pd.read_parquet(reference / "results.parquet")
-    group = groups(split)
+    group = frame.groupby("prompt_id")["group"].first()
     means = frame[[f"reward:{name}" for name in config.objectives]].mean()
     scale = read_json(paths.NORMALIZATION, remedy="run the stage normalization")["objectives"]
     return {
@@ -53,7 +38,7 @@ def axes(config: Config, split: str, reference: Path) -> dict[str, Any]:
         "reference_policy": fingerprint(paths.REFERENCE),
         "reference_means": [round(float(value), 6) for value in means],
         "reference_point": config.evaluation.reference_point,
-        "prompts": [[str(name), str(group[name])] for name in sorted(frame["prompt_id"].unique())],
+        "prompts": [[str(name), str(each)] for name, each in group.items()],
     }
 
 
@@ -66,7 +51,7 @@ def rows(
     prompts. A method that was not evaluated on the whole lattice has no mean of J over it.
     """
     weightings, rewards, kl, length = _arrays(results / "results.parquet", axes)
-    alphas, weights = _alphas(config, weightings)
+    weights, alphas = split_weightings(weightings, config.training.alpha)
     per_prompt = objective(rewards.swapaxes(0, 1), kl.T, weights, alphas)  # [P, M]
     labels = [group for _, group in axes["prompts"]]
     errors = [_error(per_prompt[:, m], labels, config) for m in range(len(weightings))]
@@ -75,6 +60,8 @@ def rows(
     over_grid = per_prompt[:, at].mean(1) if at is not None else None
     means, vectors = rewards.mean(1), regularized(rewards.mean(1), kl.mean(1), alphas)
     floor, origin = [axes["reference_point"]] * len(config.objectives), np.array(axes["reference_means"])
+    swept = len(config.objectives) == 1 and config.training.alpha_high is not None  # each KL strength has other axes
+    volume = None if swept else frontier.hypervolume(vectors, (1 - config.training.alpha) * origin)
     corners = _positions(weightings, np.eye(len(config.objectives)))
     value = {
         "mean_j": None if over_grid is None else float(over_grid.mean()),
@@ -82,9 +69,9 @@ def rows(
         "corners_j": [float(per_prompt[:, m].mean()) for m in corners] if corners is not None else "",
         "worst_objective": float(frontier.worst_objective(means)),
         "hypervolume": frontier.hypervolume(means, floor),
-        "hypervolume_reference": frontier.hypervolume(means, origin),
-        "hypervolume_regularized": frontier.hypervolume(vectors, (1 - config.training.alpha) * origin),
-        "kl": float(kl.mean()),
+        "hypervolume_above_reference": frontier.hypervolume(means, origin),
+        "regularized_hypervolume_above_reference": volume,
+        "mean_kl": float(kl.mean()),
         "length": float(length),
         "weightings": len(weightings),
         "prompts": len(labels),
@@ -124,13 +111,6 @@ def _arrays(file: Path, axes: dict[str, Any]) -> tuple[Array, Array, Array, floa
     each = frame.groupby(["weighting_id", "prompt_id"])[[*rewards, "monitor:kl"]].mean()
     table = each.to_numpy().reshape(len(weightings), len(order), -1)  # both levels are sorted, as `order` is
     return weightings, table[..., :-1], table[..., -1], frame["monitor:length"].mean()
-
-
-def _alphas(config: Config, weightings: Array) -> tuple[Any, Array]:
-    """Return the KL strength (of one reward that is swept over it: [M]) and the weights that J has."""
-    if len(config.objectives) == 1 and config.training.alpha_high is not None:
-        return 1 - weightings[:, 0], np.ones_like(weightings)
-    return config.training.alpha, weightings
 
 
 def _error(values: Array, labels: list[str], config: Config) -> float:

@@ -16,9 +16,9 @@ from clp_lightning.files import atomic, fingerprint, locked, read_json, utf8, wr
 
 RUNS = (
     "run", "study", "panel", "arm", "budget", "seed", "recipe", "method", "objectives", "split", "rollouts", "learning_rate",
-    "gradient_clip", "settings", "mean_j", "mean_j_error", "corners_j", "worst_objective", "hypervolume",
-    "hypervolume_reference", "hypervolume_regularized", "kl", "length", "gradient_norm", "clipped", "weightings", "prompts",
-    "groups", "axes", "config", "commit", "version", "machine", "device", "precision", "threads", "seconds", "date", "hash",
+    "gradient_clip", "settings", "mean_j", "mean_j_error", "corners_j", "mean_kl", "worst_objective", "hypervolume",
+    "hypervolume_above_reference", "regularized_hypervolume_above_reference", "length", "gradient_norm", "clipped",
+    "weightings", "prompts", "groups", "axes", "config", "commit", "version", "machine", "computed_on", "seconds", "date", "hash",
 )  # fmt: skip
 POINTS = ("run", "weighting", "j", "j_error", "kl", "rewards", "by_prompt", "hash")
 KEY = ("study", "panel", "arm", "budget", "seed")
@@ -123,18 +123,19 @@ def cell(values: Iterable[float], digits: int = 4) -> str:
     return ":".join(f"{round(float(value), digits):g}" for value in values)
 
 
-INTEGERS = ("seed", "objectives", "rollouts", "weightings", "prompts", "groups", "threads")
+INTEGERS = ("seed", "objectives", "rollouts", "weightings", "prompts", "groups")
 FLOATS = (
-    "budget", "learning_rate", "gradient_clip", "worst_objective", "hypervolume", "hypervolume_reference",
-    "hypervolume_regularized", "kl", "length", "gradient_norm", "clipped", "seconds",
+    "budget", "learning_rate", "gradient_clip", "mean_kl", "worst_objective", "hypervolume", "hypervolume_above_reference",
+    "length", "gradient_norm", "clipped", "seconds",
 )  # fmt: skip
+# Empty where there is none: of a method with models for some weightings only, of one reward swept over KL strengths.
+OPTIONAL = ("mean_j", "mean_j_error", "regularized_hypervolume_above_reference")
 
 
 def _run(row: dict[str, str]) -> dict[str, Any]:
     read: dict[str, Any] = dict(row)
     read |= {name: int(row[name]) for name in INTEGERS} | {name: float(row[name]) for name in FLOATS}
-    # of a method that has models for some weightings only there is no mean over the grid
-    return read | {name: float(row[name]) if row[name] else None for name in ("mean_j", "mean_j_error")}
+    return read | {name: float(row[name]) if row[name] else None for name in OPTIONAL}
 
 
 def _point(row: dict[str, str]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def work(folder: Path, split: str | None, shared: Path | None) -> int:
 
 def share(config: Config, split: str) -> None:
     """Run the shared stages that are not done yet, in the current folder."""
+    from clp_lightning.evaluation.prompts import draw_prompts
     from clp_lightning.evaluation.results import evaluate_into
     from clp_lightning.pipeline import stages
 
@@ -59,30 +60,19 @@ def share(config: Config, split: str) -> None:
         name = folders.stage_name(stage, of)
         if name in (finished := folders.done(here)):
             continue
-        if stage == "base":  # before anything is trained
-            check_groups(config, split)
+        if stage == "base":
+            draw_prompts(config, split)  # prompts of one group are refused before anything is trained
         if stage == "evaluate":
-            evaluate_into(config, REFERENCE, paths.MODELS, paths.RESULTS / f"{REFERENCE}-{split}", split)
+            out = paths.RESULTS / f"{REFERENCE}-{split}"
+            evaluate_into(config, REFERENCE, paths.MODELS, out, draw_prompts(config, split))
         else:
             stages.run(stage, config, reward=of)
         write_json(folders.DONE, [*finished, name])
 
 
-def check_groups(config: Config, split: str) -> None:
-    """Raise `ClpError` unless the prompts of the split come in several groups: errors are over groups."""
-    from clp_lightning.evaluation.results import unseen_prompts
-    from clp_lightning.study.measure import groups
-
-    chosen, group = set(unseen_prompts(config, split)["id"]), groups(split)
-    if len({group[name] for name in chosen}) < 2:
-        raise ClpError(
-            f"{paths.CORPUS / split}.parquet: all {len(chosen)} prompts are of one group, and errors are over groups; raise "
-            "evaluation.prompts, or give the data groups (data.splits.group)"
-        )
-
-
 def run(config: Config, spec: dict[str, Any], shared: Path) -> None:
     """Train and evaluate the run of the current folder, and write its rows."""
+    from clp_lightning.evaluation.prompts import draw_prompts
     from clp_lightning.evaluation.results import evaluate_into
     from clp_lightning.pipeline import stages
     from clp_lightning.study import measure
@@ -91,11 +81,13 @@ def run(config: Config, spec: dict[str, Any], shared: Path) -> None:
     if not (paths.MODELS / arm / paths.CARD).is_file():
         stages.run("train", config, arm)
     if not (paths.RESULTS / arm / "summary.json").is_file():
-        evaluate_into(config, arm, paths.MODELS, paths.RESULTS / arm, split)
+        evaluate_into(config, arm, paths.MODELS, paths.RESULTS / arm, draw_prompts(config, split))
     axes = measure.axes(config, split, shared / paths.RESULTS / f"{REFERENCE}-{split}")
     name = fingerprint([spec[key] for key in (*KEY, "config")])[:12]
     values, points = measure.rows(config, arm, axes, paths.RESULTS / arm, name)
-    cost = read_json(paths.RESULTS / arm / "summary.json", remedy="delete this folder")["cost"]
+    summary = read_json(paths.RESULTS / arm / "summary.json", remedy="delete this folder")
+    cost = summary["cost"]
+    on = dict.fromkeys((cost["computed_on"], summary["computed_on"]))  # the training, the evaluation
     row = {
         **spec,
         "run": name,
@@ -103,27 +95,13 @@ def run(config: Config, spec: dict[str, Any], shared: Path) -> None:
         "gradient_clip": config.training.gradient_clip,
         **values,
         **measure.training(paths.MODELS, arm, config.training.gradient_clip),
-        **_machine(config),
+        "version": importlib.metadata.version("clp-lightning"),
+        "machine": _processor(),
+        "computed_on": "; ".join(on),
         "seconds": round(cost["train_seconds"] + cost["evaluate_seconds"], 1),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     write_json(folders.RESULT, {"run": row, "points": points, "axes": axes})
-
-
-def _machine(config: Config) -> dict[str, Any]:
-    """Return what computed a run."""
-    import torch
-
-    from clp_lightning.policy.loading import chosen_device
-
-    device = chosen_device(config.compute.device)
-    return {
-        "version": importlib.metadata.version("clp-lightning"),
-        "machine": _processor(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": config.compute.dtype,
-        "threads": torch.get_num_threads(),
-    }
 
 
 def _processor() -> str:
