@@ -24,8 +24,9 @@ ALIKE = ("axes", "computed_on")  # what runs share that are compared
 DRAWS = 2000
 NOTE = (
     "J(w) = (1 - alpha) w.R - alpha KL; its mean is over the grid. Intervals are 95 %, over training seeds and groups of prompts"
-    " together, each for its figure alone. + and - count the weightings at which the first arm is ahead and behind by an interval"
-    " that excludes 0; an arm catches up where its mean J reaches the first arm's of that budget."
+    " together (of one seed over prompts alone), each for its figure alone. + and - count the weightings at which the first arm"
+    " is ahead and behind by an interval that excludes 0; an arm catches up where its mean J reaches the first arm's of that"
+    " budget."
 )
 
 
@@ -217,6 +218,8 @@ def _print(compared: Mapping[str, Any], console: Console) -> None:
     for panel in compared["panels"]:
         table.add_row(f"[bold]{panel['panel']}[/]: {', '.join(panel['objectives'])}")
         for line in panel["rows"]:
+            if line["arm"] == panel["lead"]:
+                table.add_section()
             table.add_row(*_cells(line))
         table.add_section()
     console.print(table)
