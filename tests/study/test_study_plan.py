@@ -86,7 +86,7 @@ def test_a_hash_follows_what_decides_the_outcome_and_nothing_else():
 def test_a_runs_parameter_file_states_its_configuration(tmp_path):
     from clp_lightning.config.parameters import load_config
 
-    for run in runs_of(VALUES).values():
+    for run in runs_of(VALUES, seed=[4], budget=[1], panel=["three"]).values():
         (tmp_path / "params.yaml").write_text(parameters(run.config))
         assert load_config(tmp_path / "params.yaml") == run.config
 
