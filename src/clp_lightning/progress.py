@@ -43,7 +43,7 @@ class Jobs(contextlib.AbstractContextManager["Jobs"]):
         self.bar: Progress | None = None
         if sys.stdout.isatty():
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-            self.bar = Progress(*columns, transient=True)
+            self.bar = Progress(*columns, transient=True, refresh_per_second=1)
             self.task = self.bar.add_task(name, total=total, completed=done)
 
     def __enter__(self) -> "Jobs":
