@@ -109,7 +109,7 @@ def _compared(
     )  # fmt: skip
     named = {"reference": reference, "other": other, "challenger": challenger}
     found = [each.sampled._replace(method=name) for name, each in named.items()]
-    bootstrap, resampled = resample(found, setting)
+    bootstrap, resampled, _ = resample(found, setting)
     placed = at_weightings(resampled)
     own, theirs = (
         measure(config.promotion.statistic, placed[name], placed["reference"], setting.alpha, setting.reference_point)

@@ -32,7 +32,7 @@ def objective_of_earlier_runs(connection: duckdb.DuckDBPyConnection) -> dict[str
                 as_sampled(connection.execute(sampled_query(len(objectives)), [run, method]).df(), method)
                 for (method,) in methods
             ]
-            bootstrap, resampled = resample(found, setting)
+            bootstrap, resampled, _ = resample(found, setting)
             for name, frame in on_objective(resampled, setting, bootstrap).items():
                 frames.setdefault(name, []).append(frame.assign(run_id=run))
     return {name: pd.concat(each, ignore_index=True) for name, each in frames.items()}

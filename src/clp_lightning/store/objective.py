@@ -118,7 +118,7 @@ def swept(found: Resampled, alpha: float) -> bool:
 
 def on_shared(a: Resampled, b: Resampled) -> tuple[Resampled, Resampled] | None:
     """Return two methods at the weightings that both were given, in one order; None if there is none."""
-    if (matched := matching(a, b)) is None:
+    if (matched := matching(a.weightings, b.weightings)) is None:
         return None
     weightings, i, j = matched
     one, other = (
@@ -171,7 +171,7 @@ def _by_weighting(placed: Mapping[str, Resampled], values: Mapping[str, Array], 
     """Paired differences in J at each weighting that two methods were given: who is ahead where."""
     rows: Rows = []
     for a, b in itertools.combinations(placed, 2):
-        weightings, at_a, at_b = matching(placed[a], placed[b]) or ((), (), ())
+        weightings, at_a, at_b = matching(placed[a].weightings, placed[b].weightings) or ((), (), ())
         for weighting, i, j in zip(weightings, at_a, at_b, strict=True):
             ahead = values[a][:, i] - values[b][:, j]
             rows.append((a, b, weighting.tolist(), ahead[0], *bootstrap.interval(ahead), bootstrap.probability(ahead)))

@@ -1,5 +1,6 @@
 """One paired bootstrap over all methods of a run: what every statistic of it is computed from."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clp_lightning.frontier.bootstrap import Bootstrap, cluster_bootstrap
-from clp_lightning.frontier.metrics import Array
+from clp_lightning.frontier.metrics import Array, wins
 from clp_lightning.frontier.objective import objective, split_weightings
 from clp_lightning.store.results import Sampled
 
@@ -44,33 +45,54 @@ class Resampled(NamedTuple):
         return self.sampled.weightings
 
 
-def resample(found: Sequence[Sampled], setting: Setting) -> tuple[Bootstrap, list[Resampled]]:
-    """Return the resamples and every method on them; raises `ClpError` where prompts or groups do not allow an interval."""
-    values = np.concatenate([per_prompt(each, setting.alpha) for each in found])
+def resample(
+    found: Sequence[Sampled], setting: Setting
+) -> tuple[Bootstrap, list[Resampled], dict[tuple[str, str], Array]]:
+    """Return the resamples, every method on them, and the win rate [R] of every pair, from one pass over the resamples.
+
+    The mean over prompts of each prompt's own rate is the rate, so that it is averaged like a reward. Raises `ClpError` where
+    prompts or groups do not allow an interval.
+    """
+    values = np.stack([per_prompt(each, setting.alpha) for each in found])
     bootstrap = cluster_bootstrap(values, setting.groups, setting.draws, setting.seed)
-    return bootstrap, [on_versions(each, bootstrap) for each in found]
+    pairs = {(a.method, b.method): won for a, b in itertools.permutations(found, 2) if (won := _wins(a, b)) is not None}
+    resampled, rates = on_versions(found, bootstrap, list(pairs.values()))
+    return bootstrap, resampled, dict(zip(pairs, rates, strict=True))
 
 
-def on_versions(found: Sampled, bootstrap: Bootstrap) -> Resampled:
-    """Return a method on every version of the prompts."""
-    both = bootstrap.means(np.concatenate([found.rewards, found.kl[..., None]], axis=-1))
-    return Resampled(found, both[..., :-1], both[..., -1])
+def on_versions(
+    found: Sequence[Sampled], bootstrap: Bootstrap, values: Sequence[Array] = ()
+) -> tuple[list[Resampled], list[Array]]:
+    """Return methods on every version of the prompts and, of other `values` [P], their means [R]."""
+    flat = [np.concatenate([f.rewards, f.kl[..., None]], axis=-1).transpose(0, 2, 1) for f in found]  # [N, K + 1, P]
+    rows = [each.reshape(-1, each.shape[-1]) for each in flat]
+    together = bootstrap.averages(np.concatenate([*rows, *(each[None] for each in values)])).T
+    *parts, rates = np.split(together, np.cumsum([len(each) for each in rows]), axis=1)
+    shaped = [part.reshape(len(part), *each.shape[:2]) for part, each in zip(parts, flat, strict=True)]
+    return [Resampled(f, part[..., :-1], part[..., -1]) for f, part in zip(found, shaped, strict=True)], list(rates.T)
+
+
+def _wins(a: Sampled, b: Sampled) -> Array | None:
+    """Return each prompt's win rate [P]; None if no weighting was given to both. The reference answers every one alike."""
+    if (matched := matching(a.weightings, b.weightings)) is None:
+        return None
+    weightings, i, j = matched
+    return wins(weightings, a.rewards[i], b.rewards[j])
 
 
 def per_prompt(found: Sampled, alpha: float) -> Array:
-    """Return J [N, P] of each weighting and prompt; of a policy that takes no weighting its rewards [K, P]."""
+    """Return each prompt's J [P], averaged over the weightings; of a policy that takes none its mean reward."""
     if found.weightings is None:
-        return found.rewards.transpose(0, 2, 1).reshape(-1, found.rewards.shape[1])
+        return np.asarray(found.rewards.mean((0, 2)))
     weights, alphas = split_weightings(found.weightings, alpha)
-    return objective(found.rewards.transpose(1, 0, 2), found.kl.T, weights, alphas).T
+    return np.asarray(objective(found.rewards.transpose(1, 0, 2), found.kl.T, weights, alphas).mean(-1))
 
 
-def matching(a: Resampled, b: Resampled) -> tuple[Array, Index, Index] | None:
-    """Return the weightings [M, K] that both were given, and which of A's and of B's they are [M]; None if there is none.
+def matching(at_a: Array | None, at_b: Array | None) -> tuple[Array, Index, Index] | None:
+    """Return the weightings [M, K] that both A and B were given, and which of each's they are [M]; None if there is none.
 
-    A policy that takes none answers every one alike.
+    A policy that takes none (None) answers every one alike.
     """
-    at_a, at_b = a.weightings, b.weightings
     if at_a is None and at_b is None:
         return None
     if at_a is None or at_b is None:

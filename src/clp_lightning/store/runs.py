@@ -141,9 +141,9 @@ def resampled(
     wanted = list(dict.fromkeys([REFERENCE, *methods]))
     found = [[store.sampled(run["run_id"], name) for name in wanted] for run in runs]
     alpha = _alpha(first)
-    values = np.concatenate([per_prompt(each, alpha) for own in found for each in own])
+    values = np.stack([per_prompt(each, alpha) for own in found for each in own])
     bootstrap = cluster_bootstrap(values, store.groups(first["run_id"]), first["bootstrap_draws"], first["seed"])
-    versions = [[on_versions(each, bootstrap) for each in own] for own in found]
+    versions = [on_versions(own, bootstrap)[0] for own in found]
     return bootstrap, [at_weightings(own) or {each.method: each for each in own} for own in versions]
 
 

@@ -1,7 +1,7 @@
 """The statistics of one run: points, metrics of every method and pair, and paired differences, with 95 % intervals."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from clp_lightning.frontier import metrics as frontier
 from clp_lightning.frontier.bootstrap import Bootstrap
 from clp_lightning.frontier.metrics import Array
 from clp_lightning.store.objective import on_objective
-from clp_lightning.store.resampling import Resampled, Setting, matching, resample
+from clp_lightning.store.resampling import Resampled, Setting, resample
 from clp_lightning.store.results import Sampled
 from clp_lightning.weightings import on_lattice
 
@@ -27,14 +27,16 @@ def statistics(found: Sequence[Sampled], setting: Setting) -> dict[str, pd.DataF
     `objective`, `by_weighting` and `regularized`; docs/metrics.md defines each metric. The intervals cover the choice of
     prompts, not the spread between training runs.
     """
-    bootstrap, resampled = resample(found, setting)
-    frames = on_rewards(resampled, setting, bootstrap)
+    bootstrap, resampled, rates = resample(found, setting)
+    frames = on_rewards(resampled, rates, setting, bootstrap)
     for name, frame in on_objective(resampled, setting, bootstrap).items():
         frames[name] = pd.concat([frames[name], frame], ignore_index=True) if name in frames else frame
     return frames
 
 
-def on_rewards(resampled: Sequence[Resampled], setting: Setting, bootstrap: Bootstrap) -> dict[str, pd.DataFrame]:
+def on_rewards(
+    resampled: Sequence[Resampled], rates: Mapping[tuple[str, str], Array], setting: Setting, bootstrap: Bootstrap
+) -> dict[str, pd.DataFrame]:
     """Return the statistics of the rewards alone: `points`, `metrics` and `comparisons`."""
     means = {each.method: each.means for each in resampled}
     union = frontier.union_frontier(m[0] for m in means.values())
@@ -52,10 +54,8 @@ def on_rewards(resampled: Sequence[Resampled], setting: Setting, bootstrap: Boot
         metrics.append((a, "dominates_all", b, float((shares[1:] == 1).mean()), None, None))
         epsilon = frontier.epsilon_indicator(means[a], means[b])
         metrics.append((a, "epsilon", b, epsilon[0], *bootstrap.interval(epsilon)))
-    for one, other in itertools.permutations(resampled, 2):
-        if (wins := _wins(one, other)) is not None:
-            rate = bootstrap.averages(wins[None])[0]
-            metrics.append((one.method, "win_rate", other.method, rate[0], *bootstrap.percentiles(rate)))
+    for (a, b), rate in rates.items():
+        metrics.append((a, "win_rate", b, rate[0], *bootstrap.percentiles(rate)))
     return {
         "points": pd.concat([_points(each, bootstrap) for each in resampled], ignore_index=True),
         "metrics": pd.DataFrame(metrics, columns=["method", "metric", "target", "value", "low", "high"]),
@@ -98,14 +98,6 @@ def _steering(found: Resampled, objectives: Sequence[str], bootstrap: Bootstrap)
         rows.append((found.method, "range", objective, reach[0], *bootstrap.interval(reach)))
         rows.append((found.method, "violations", objective, float(steps), None, None))
     return rows
-
-
-def _wins(a: Resampled, b: Resampled) -> Array | None:
-    """Return each prompt's win rate [P]; None if no weighting was given to both. The reference answers every one alike."""
-    if (matched := matching(a, b)) is None:
-        return None
-    weightings, i, j = matched
-    return frontier.wins(weightings, a.sampled.rewards[i], b.sampled.rewards[j])
 
 
 def _comparisons(
