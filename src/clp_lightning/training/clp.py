@@ -92,7 +92,7 @@ class ClpModule(PolicyModule):
         ids, mask = responses.ids, responses.mask
 
         # R(x, y)
-        rewards = self.rewards(np.repeat(documents, samples).tolist(), self.policy.decode(ids))
+        rewards = self.rewards([each for each in documents for _ in range(samples)], self.policy.decode(ids))
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (weightings, alphas))
 
         # log pi_w and log pi_ref; a row without coefficients is the reference
