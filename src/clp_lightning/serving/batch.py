@@ -35,6 +35,7 @@ class Request:
     stop: Sequence[str]
     deliver: Callable[["Request"], None]
     streamed: bool = True
+    top_p: float = 1.0  # the most probable tokens of this probability together may follow; 1 is all
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: str | None = None  # "stop", "length", "cancelled" or "error"

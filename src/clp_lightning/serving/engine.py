@@ -46,6 +46,11 @@ class Engine:
         self._thread.join()
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs, so that what is submitted will be answered."""
+        return self._thread.is_alive()
+
+    @property
     def running(self) -> int:
         """Number of rows that are being written."""
         return len(self.batch.requests)
