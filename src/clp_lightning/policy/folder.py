@@ -108,6 +108,7 @@ def export(
         else:
             beside.mkdir(parents=True)
             _write_adapter(model, experts, coefficients, beside)
+            model.generation_config.save_pretrained(beside)  # what ends a response
             tokenizer.save_pretrained(beside)
         write_json(beside / NOTE, {"format": format, **note})
 
