@@ -104,6 +104,10 @@ def test_recipes_on_the_default_data_differ_from_it_where_they_say(recipe, path,
     assert own == value
 
 
+def test_a_file_of_before_a_key_existed_means_what_it_did():
+    assert Config.model_validate(changed("generation.long_prompts", REMOVE)) == Config.model_validate(DEFAULT)
+
+
 def test_smoke_recipe_is_a_random_model(repository):
     assert isinstance(compose("smoke", repository)[0].base, RandomModel)
 
@@ -124,6 +128,8 @@ def test_configuration_cannot_be_changed(repository):
         ("training.stepps", 5, "training.stepps: unknown key; remove it or correct its spelling"),
         ("gpu", True, "gpu: unknown key; remove it or correct its spelling"),
         ("methods.clp-full.rank", 4, "methods.clp-full.rank: unknown key; remove it or correct its spelling"),
+        ("generation.long_prompts", "drop",
+         "generation.long_prompts: input should be 'cut' or 'refuse', but found 'drop'"),
         # missing keys
         ("training.alpha", REMOVE, "training.alpha: missing; every key of params.yaml must be stated"),
         ("evaluation", REMOVE, "evaluation: missing; every key of params.yaml must be stated"),

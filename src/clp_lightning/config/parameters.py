@@ -1,7 +1,7 @@
 """`params.yaml` -> frozen, typed configuration; unknown keys and bad values are rejected with the key's path.
 
-`params.yaml` states every value, so that it stands in one place only; of rewards alone (`config.rewards`) some keys may be
-left out.
+`params.yaml` states every value, so that it stands in one place only. Of rewards (`config.rewards`) some keys may be left
+out, and those of `generation` that have a default here, which files and cards written before they existed lack.
 """
 
 import codecs
@@ -102,6 +102,7 @@ class Generation(Section):
     template: Annotated[str, Field(pattern=TEMPLATE)]
     chat: bool  # true: the tokenizer's chat template, of which the filled template is the user's message
     end_token: str | None  # what ends a response, where it is not the tokenizer's end-of-text token
+    long_prompts: Literal["cut", "refuse"] = "cut"  # what happens to prompts that do not fit
 
 
 class Config(Section):

@@ -135,8 +135,7 @@ def load_base(
     `dtype` is by default `hardware_dtype`, `device` a GPU where there is one. With `quantization` the linear layers but the
     output layer are quantized while they are loaded; without bitsandbytes that is a `ClpError`.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise ClpError(f"no model folder at {folder}; {make('repro')} writes it")
+    tokenizer = load_tokenizer(folder)
     keep_freed_memory()
     prepare_vector_math()
     device = device or str(chosen_device())
@@ -153,9 +152,6 @@ def load_base(
             quantization_config=_quantization_config(quantization, dtype),
             device_map={"": device},
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
-    if tokenizer.pad_token is None:  # Llama has none; what is padded counts nowhere
-        tokenizer.pad_token = tokenizer.eos_token
     model.eval()
     for module in model.modules():
         # In eval mode, on CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights for a kernel without gradients, at the
@@ -163,6 +159,16 @@ def load_base(
         if type(module).__name__ == "Linear4bit":
             module.train()
     return model, tokenizer
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model's folder (padding on the left); a missing folder is a `ClpError`."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ClpError(f"no model folder at {folder}; {make('repro')} writes it")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
+    if tokenizer.pad_token is None:  # Llama has none; what is padded counts nowhere
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:

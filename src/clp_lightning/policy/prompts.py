@@ -1,7 +1,8 @@
 """Prompts and responses as tokens: the template, its limits, and weightings written into the prompt (prompt-CLP)."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,11 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from clp_lightning.config.parameters import Generation
 from clp_lightning.data.transcripts import is_transcript, to_messages
-from clp_lightning.errors import UsageError, one_line
+from clp_lightning.errors import UsageError, one_line, plural
 from clp_lightning.policy.rollout import Prompts
 
 MARK = "<<the document stands here>>"
 MIN_LAST_TURN = 16  # tokens of the last turn that are kept before older turns
+AT_ONCE = 1024  # documents that are tokenized together, where only their lengths are kept
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) -> Prompts:
@@ -23,6 +25,13 @@ def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device | str) 
         torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device),
         torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device),
     )
+
+
+class Size(NamedTuple):
+    """Tokens of a prompt with its template, without a written weighting, and how many of them do not fit."""
+
+    tokens: int
+    left_out: int
 
 
 class PromptTemplate:
@@ -47,19 +56,73 @@ class PromptTemplate:
         """Tokenize documents in the template, [G, P] left-padded; `coefficients` [G, K] are written in front if given.
 
         A document too long for `max_prompt_tokens` loses words at its end, a conversation at its start; the template stays
-        whole. Raises `UsageError` for an empty document, with its number.
+        whole. Raises `UsageError`, with the number, for an empty document, and where `long_prompts` refuses for a long one.
         """
         for row, document in enumerate(documents):
             if not document.strip():
                 raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
         texts = [self.written(row) for row in coefficients] if coefficients is not None else [""] * len(documents)
-        parts = [self._parts(document, text) for document, text in zip(documents, texts, strict=True)]
+        parts = self._parts(documents, texts)
+        if self.generation.long_prompts == "refuse" and any(left_out for *_, left_out in parts):
+            self.check(documents)
         rows = [before + kept + behind for before, kept, behind, _ in parts]
         return padded(rows, self.tokenizer.pad_token_id, device)
 
     def left_out(self, document: str) -> int:
         """Return how many tokens at a document's end, or at a conversation's start, do not fit into the prompt."""
-        return self._parts(document, "")[3]
+        return next(self.sizes([document])).left_out
+
+    def sizes(self, documents: Sequence[str]) -> Iterator[Size]:
+        """Yield each document's length as a prompt, and what `max_prompt_tokens` leaves out of it."""
+        for start in range(0, len(documents), AT_ONCE):
+            some = documents[start : start + AT_ONCE]
+            for *parts, left_out in self._parts(some, [""] * len(some)):
+                yield Size(sum(map(len, parts)) + left_out, left_out)
+
+    def check(self, documents: Sequence[str]) -> str | None:
+        """Return one line on the first of the documents that are too long, with a count of the others; None if all fit.
+
+        Where `long_prompts` refuses, the line is a `UsageError`.
+        """
+        long = [(row, size) for row, size in enumerate(self.sizes(documents), 1) if size.left_out]
+        if not long:
+            return None
+        row, size = long[0]
+        line = f"prompt {row}: {self._does_not_fit(size)}"
+        more = f" (and {plural(len(long) - 1, 'more prompt')})" if len(long) > 1 else ""
+        if self.generation.long_prompts == "refuse":
+            raise UsageError(f"{line}{more}; shorten it, since this policy's generation.long_prompts is refuse")
+        lost = "its oldest turns are" if is_transcript(documents[row - 1]) else "its end is"
+        return f"{line}; {lost} left out{more}"
+
+    def count_long(self, splits: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+        """Return for each split of documents how many are too long as prompts, their tokens left out, and the longest's.
+
+        Where `long_prompts` refuses, a prompt that is too long is a `UsageError` that names the first and counts them.
+        """
+        counts, first = {}, ""
+        for split, documents in splits.items():
+            sizes = list(self.sizes(documents))
+            long = [number for number, size in enumerate(sizes) if size.left_out]
+            if long and not first:
+                first = f"{documents[long[0]][:60]!r} in {split} first: {self._does_not_fit(sizes[long[0]])}"
+            counts[split] = {
+                "prompts": len(sizes),
+                "too_long": len(long),
+                "tokens_left_out": sum(size.left_out for size in sizes),
+                "longest": max((size.tokens for size in sizes), default=0),
+            }
+        if first and self.generation.long_prompts == "refuse":
+            many, rows = (sum(count[name] for count in counts.values()) for name in ("too_long", "prompts"))
+            raise UsageError(
+                f"generation.long_prompts: refuse, and {many} of {plural(rows, 'prompt')} are too long, {first}; raise it, "
+                "shorten them, or choose cut"
+            )
+        return counts
+
+    def _does_not_fit(self, size: Size) -> str:
+        limit = self.generation.max_prompt_tokens
+        return f"{size.left_out} of its {size.tokens} tokens do not fit into generation.max_prompt_tokens ({limit})"
 
     def responses(
         self, responses: Sequence[str], max_tokens: int | None, device: torch.device | str
@@ -90,28 +153,37 @@ class PromptTemplate:
         )
         return len(written) + self.generation.max_prompt_tokens + self.generation.max_new_tokens
 
-    def _parts(self, document: str, written: str) -> tuple[list[int], list[int], list[int], int]:
-        """Return the tokens before the document, those of its own that fit, those behind it, and how many do not fit.
+    def _parts(
+        self, documents: Sequence[str], written: Sequence[str]
+    ) -> list[tuple[list[int], list[int], list[int], int]]:
+        """Return for each document the tokens before it, those of its own that fit, those behind it, and how many do not fit.
 
         What a conversation asks for stands at its end, what a text is about mostly at its beginning. The written weighting
         costs no room. It stands in front, in a chat template at the start of the last turn.
         """
-        added = self._encode([written])[0] if written else []
-        if self.generation.chat:
-            head, text, tail = self._chat(document)
-            before = head + added
-        else:
-            (begin, end), (head, tail) = self._special, self._template
-            before, text, tail = begin + added + head, document.strip(), tail + end
-        room = self.generation.max_prompt_tokens - (len(before) - len(added)) - len(tail)
-        ids = self._encode([text])[0]
-        lost = max(0, len(ids) - max(0, room))
-        return before, ids[lost:] if is_transcript(document) else ids[: len(ids) - lost], tail, lost
+        added = [self._encode([text])[0] if text else [] for text in written]
+        framed = [self._frame(document) for document in documents]
+        parts = []
+        for document, more, (head, _, tail, gone), ids in zip(
+            documents, added, framed, self._encode([text for _, text, _, _ in framed]), strict=True
+        ):
+            lost = max(0, len(ids) - max(0, self.generation.max_prompt_tokens - len(head) - len(tail)))
+            kept = ids[lost:] if is_transcript(document) else ids[: len(ids) - lost]
+            begin = len(head) if self.generation.chat else len(self._special[0])
+            parts.append((head[:begin] + more + head[begin:], kept, tail, lost + gone))
+        return parts
 
-    def _chat(self, document: str) -> tuple[list[int], str, list[int]]:
+    def _frame(self, document: str) -> tuple[list[int], str, list[int], int]:
+        """Return the tokens before a document, what is left of its text, the tokens behind it, and how many have gone."""
+        if self.generation.chat:
+            return self._chat(document)
+        (begin, end), (head, tail) = self._special, self._template
+        return begin + head, document.strip(), tail + end, 0
+
+    def _chat(self, document: str) -> tuple[list[int], str, list[int], int]:
         """Render a conversation; the oldest turns go where it is too long."""
         messages = to_messages(document)
-        last = messages[-1]["content"]
+        last, whole = messages[-1]["content"], None
         head, tail = self.generation.template.split("{document}")
         while True:
             asked = [*messages[:-1], {"role": messages[-1]["role"], "content": f"{head}{MARK}{tail}"}]
@@ -123,8 +195,11 @@ class PromptTemplate:
                 ) from error
             before, _, after = str(text).partition(MARK)
             front, behind = self._encode([before])[0], self._encode([after])[0]
-            if len(messages) == 1 or len(front) + len(behind) + MIN_LAST_TURN <= self.generation.max_prompt_tokens:
-                return front, last, behind
+            frame = len(front) + len(behind)
+            whole = frame if whole is None else whole
+            least = min(MIN_LAST_TURN, len(self._encode([last])[0]))
+            if len(messages) == 1 or frame + least <= self.generation.max_prompt_tokens:
+                return front, last, behind, whole - frame
             del messages[: 2 if messages[0]["role"] == "user" and len(messages) > 2 else 1]
 
     @functools.cached_property

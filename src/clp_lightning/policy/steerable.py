@@ -138,6 +138,8 @@ class SteerablePolicy(TokenPolicy):
         """
         if not prompts:
             raise UsageError("no prompts; give at least one text")
+        if self.generation.long_prompts == "refuse":
+            self.template.check(prompts)  # before the first is answered, and with its number among all
         coefficients = self.coefficients(weightings, len(prompts), alphas)
         generator = torch.Generator().manual_seed(seed)
         texts: list[str] = []
