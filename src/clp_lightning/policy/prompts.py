@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from clp_lightning.config.parameters import Generation
 from clp_lightning.data.transcripts import is_transcript, to_messages
 from clp_lightning.errors import UsageError, one_line, plural
+from clp_lightning.policy.loading import check_variables
 from clp_lightning.policy.rollout import Prompts
 
 MARK = "<<the document stands here>>"
@@ -49,6 +50,7 @@ class PromptTemplate:
         self.states_alpha = states_alpha
         if generation.chat and not getattr(tokenizer, "chat_template", None):
             raise UsageError("generation.chat: this model's tokenizer has no chat template; set it to false")
+        check_variables(tokenizer, generation.chat_template_kwargs)
 
     def prompts(
         self, documents: Sequence[str], coefficients: Sequence[Sequence[float]] | None, device: torch.device | str
@@ -185,10 +187,13 @@ class PromptTemplate:
         messages = to_messages(document)
         last, whole = messages[-1]["content"], None
         head, tail = self.generation.template.split("{document}")
+        variables: dict[str, Any] = dict(self.generation.chat_template_kwargs)
         while True:
             asked = [*messages[:-1], {"role": messages[-1]["role"], "content": f"{head}{MARK}{tail}"}]
             try:
-                text = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+                text = self.tokenizer.apply_chat_template(
+                    asked, tokenize=False, add_generation_prompt=True, **variables
+                )
             except Exception as error:  # the template is a program of the model's authors
                 raise UsageError(
                     f"generation.chat: the chat template refuses this prompt ({one_line(error)})"

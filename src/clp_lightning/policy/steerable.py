@@ -108,6 +108,7 @@ class SteerablePolicy(TokenPolicy):
             "coefficients": row,
             "template": self.generation.template,
             "chat": self.generation.chat,
+            "chat_template_kwargs": self.generation.chat_template_kwargs,
             "prompt_begins_with": self.template.written(row) if self.prompted else "",
             "quantization": quantization_of(self.model),
         }
