@@ -118,9 +118,15 @@ def test_interrupted_training_continues_and_equals_an_undisturbed_run(smoke, tmp
 
 
 def test_cli_generate_reads_arguments_and_standard_input(project):
-    ran = clp(project, "generate", "--weighting", WEIGHTS, "delete bucket: removes it", "list keys: lists all")
+    long = "list keys: lists all " * 50
+    ran = clp(project, "generate", "--weighting", WEIGHTS, "delete bucket: removes it", long)
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout.splitlines()) >= 2
+    (note,) = ran.stderr.splitlines()
+    assert re.fullmatch(
+        r"clp: warning: prompt 2: \d+ of its \d+ tokens do not fit into generation\.max_prompt_tokens \(64\); "
+        "its end is left out", note,
+    )  # fmt: skip
     piped = clp(
         project,
         "generate",

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import DOCUMENTS, GENERATION, write_model
 from tokenizers import Tokenizer, processors
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, Whitespace
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from clp_lightning.data.transcripts import from_transcript
@@ -18,6 +18,11 @@ from clp_lightning.errors import UsageError
 from clp_lightning.policy.prompts import PromptTemplate, set_end
 
 CHAT = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+BYTES = Tokenizer(BPE({each: n for n, each in enumerate(["<end>", *sorted(ByteLevel.alphabet())])}, []))
+BYTES.pre_tokenizer = ByteLevel(add_prefix_space=False)
+BYTES = PreTrainedTokenizerFast(tokenizer_object=BYTES, eos_token="<end>", pad_token="<end>")
 
 
 @pytest.fixture
@@ -69,12 +74,17 @@ def test_of_a_long_conversation_the_oldest_turns_go(tokenizer):
     assert text.startswith("<user>")
 
 
-def test_what_is_too_long_loses_its_end_and_a_conversation_its_start(tokenizer):
-    """Derived by hand with a tokenizer of whole words: `Human:` is two tokens, the template's end `Assistant:` two more."""
+@pytest.fixture
+def by_word():
+    """A tokenizer of whole words and marks, by which lengths are counted by hand."""
     words = "Human Assistant : one two three four yes why is it so".split()
     backend = Tokenizer(WordLevel({"?": 0, "<end>": 1} | {word: n for n, word in enumerate(words, 2)}, "?"))
     backend.pre_tokenizer = Whitespace()
-    by_word = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", pad_token="<end>")
+
+
+def test_what_is_too_long_loses_its_end_and_a_conversation_its_start(by_word):
+    """Derived by hand with a tokenizer of whole words: `Human:` is two tokens, the template's end `Assistant:` two more."""
     talk = from_transcript("Human: one two three four\n\nAssistant: yes\n\nHuman: why is it so")
     answering = "{document}\n\nAssistant:"
     for room, kept, left_out in (
@@ -88,6 +98,7 @@ def test_what_is_too_long_loses_its_end_and_a_conversation_its_start(tokenizer):
         assert read(by_word, talk, **options) == f"{kept} Assistant :".strip()
         template = PromptTemplate(by_word, GENERATION.model_copy(update=options), ("a", "b"))
         assert template.left_out(talk) == left_out
+        assert list(template.sizes([talk])) == [(17, left_out)]  # 15 of the conversation's own and the template's 2
     plain = "one two three four why is it so"
     assert read(by_word, plain, template=answering, max_prompt_tokens=7) == "one two three four why Assistant :"
     # nobody asks anything here, so it is a text that looks like turns
@@ -95,6 +106,69 @@ def test_what_is_too_long_loses_its_end_and_a_conversation_its_start(tokenizer):
         read(by_word, "Assistant: one two three", template=answering, max_prompt_tokens=5)
         == "Assistant : one Assistant :"
     )
+
+
+def test_of_a_conversation_only_turns_without_room_go(by_word):
+    """By hand: `<user>` is 3 tokens, so the turns have 7, 4 and 7, and the answer's beginning 3: 21 in all."""
+    by_word.chat_template = CHAT
+    talk = from_transcript("Human: one two three four\n\nAssistant: yes\n\nHuman: why is it so")
+    for room, size in ((21, (21, 0)), (20, (21, 11)), (10, (21, 11)), (9, (21, 12))):
+        changes = {"chat": True, "template": "{document}", "max_prompt_tokens": room}
+        template = PromptTemplate(by_word, GENERATION.model_copy(update=changes), ("a", "b"))
+        assert list(template.sizes([talk])) == [size]
+        assert int(template.prompts([talk], None, "cpu").mask.sum()) == size[0] - size[1]
+
+
+LONG = ["one two", "one two three four yes", "why", "one two three four yes why"]
+
+
+def test_prompts_that_are_too_long_are_told_with_their_number_and_length(by_word):
+    """By hand: the template `{document} :` is a token, so that 4 leave room for three words."""
+    generation = GENERATION.model_copy(update={"template": "{document} :", "max_prompt_tokens": 4})
+    template = PromptTemplate(by_word, generation, ("a", "b"))
+    fits = "do not fit into generation.max_prompt_tokens (4)"
+    assert template.check(["one two three"]) is None
+    assert template.check(LONG) == f"prompt 2: 2 of its 6 tokens {fits}; its end is left out (and 1 more prompt)"
+    talk = from_transcript("Human: one two")
+    assert template.check([talk]) == f"prompt 1: 1 of its 5 tokens {fits}; its oldest turns are left out"
+    assert template.count_long({"train": LONG, "test": ["one"], "none": []}) == {
+        "train": {"prompts": 4, "too_long": 2, "tokens_left_out": 5, "longest": 7},
+        "test": {"prompts": 1, "too_long": 0, "tokens_left_out": 0, "longest": 2},
+        "none": {"prompts": 0, "too_long": 0, "tokens_left_out": 0, "longest": 0},
+    }
+
+
+def test_prompts_that_are_too_long_are_refused_where_that_is_asked_for(by_word):
+    changes = {"template": "{document} :", "max_prompt_tokens": 4, "long_prompts": "refuse"}
+    template = PromptTemplate(by_word, GENERATION.model_copy(update=changes), ("a", "b"))
+    message = (
+        "prompt 2: 2 of its 6 tokens do not fit into generation.max_prompt_tokens (4) (and 1 more prompt); shorten it, since "
+        "this policy's generation.long_prompts is refuse"
+    )
+    for ask in (template.check, lambda documents: template.prompts(documents, None, "cpu")):
+        with pytest.raises(UsageError) as raised:
+            ask(LONG)
+        assert str(raised.value) == message
+    assert template.check(["one two three"]) is None and template.left_out(LONG[1]) == 2
+    assert template.prompts(["one two three"], [[0.5, 0.5]], "cpu").ids.shape[1] > 4  # the weighting costs no room
+    with pytest.raises(UsageError) as raised:
+        template.count_long({"train": LONG[:1], "test": LONG})
+    assert str(raised.value) == (
+        "generation.long_prompts: refuse, and 2 of 5 prompts are too long, 'one two three four yes' in test first: 2 of its 6 "
+        "tokens do not fit into generation.max_prompt_tokens (4); raise it, shorten them, or choose cut"
+    )
+
+
+@given(st.lists(st.lists(st.sampled_from("one two Human: why <end> 好".split()), max_size=40), min_size=1, max_size=6))
+def test_many_documents_are_as_long_together_as_each_alone(documents):
+    texts = [" ".join(words) for words in documents]
+    template = PromptTemplate(BYTES, GENERATION.model_copy(update={"max_prompt_tokens": 30}), ("a", "b"))
+    whole = PromptTemplate(BYTES, GENERATION.model_copy(update={"max_prompt_tokens": 10_000}), ("a", "b"))
+    for text, size in zip(texts, template.sizes(texts), strict=True):
+        assert size == next(template.sizes([text])) and size.left_out == template.left_out(text)
+        if text.strip():
+            shown = [int(each.prompts([text], None, "cpu").mask.sum()) for each in (whole, template)]
+            assert shown == [size.tokens, size.tokens - size.left_out]
 
 
 def test_a_last_turn_that_is_too_long_for_a_chat_template_keeps_its_end(tokenizer):

@@ -98,6 +98,17 @@ def test_chat_and_text_are_filled_in_once(classifier):
     assert found == pytest.approx(direct(classifier, texts), abs=1e-5)
 
 
+def test_a_chat_template_that_asks_for_the_date_scores_the_same_on_any_day(classifier, tmp_path):
+    dated = tmp_path / "dated"
+    shutil.copytree(classifier, dated)
+    tokenizer = AutoTokenizer.from_pretrained(dated)
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}" + CHAT
+    tokenizer.save_pretrained(dated)
+    chats = [f"26 July 2024<user>{d}<assistant>{r}" for d, r in zip(DOCUMENTS, RESPONSES, strict=True)]
+    expected = direct(classifier, chats, add_special_tokens=False)
+    assert Learned(dated, index=0, template="chat")(DOCUMENTS, RESPONSES) == pytest.approx(expected, abs=1e-5)
+
+
 def test_what_is_too_long_keeps_the_response(classifier):
     long = ["word " * 50, "other " * 60]
     for template in ("chat", "{document} {response}"):

@@ -80,6 +80,8 @@ def generate(
     from clp_lightning.policy.steerable import SteerablePolicy
 
     policy = SteerablePolicy.from_pretrained(model, dtype=answering_dtype(dtype))
+    if note := policy.template.check(texts):
+        print(f"clp: warning: {note}", file=sys.stderr)
 
     answers = policy.generate(
         [text for text in texts for _ in rows],

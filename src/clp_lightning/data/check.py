@@ -4,7 +4,7 @@ What makes a stage refuse the data as a whole is asked here in the stage's own w
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from clp_lightning.data.transcripts import is_transcript
 from clp_lightning.errors import ClpError, plural
 
 SAMPLES = 2
+Lengths = Callable[[Mapping[str, Sequence[str]]], dict[str, dict[str, int]]]  # of the documents of each split
 
 
 def check_splits(sizes: Mapping[str, int], where: str, limit: int | None) -> None:
@@ -32,11 +33,12 @@ def check_splits(sizes: Mapping[str, int], where: str, limit: int | None) -> Non
     )
 
 
-def check(config: Config, root: Path = Path(".")) -> dict[str, dict[str, Any]]:
+def check(config: Config, root: Path = Path("."), lengths: Lengths | None = None) -> dict[str, dict[str, Any]]:
     """Return what is known of every own source, read from the project's folder `root`.
 
     That is `source`, `rows` per split, `files` (file, split) of a folder, `samples`, `problems` (place, reason), `notes` (what to
-    know), `faults` (what makes a stage refuse the whole) and `skip_bad_rows`. Raises `UsageError` when a source cannot be read.
+    know), `faults` (what makes a stage refuse the whole), `skip_bad_rows` and, of prompts, `long_prompts`: what `lengths` counts
+    of them as stage sft does (empty where that is refused); without it None. Raises `UsageError` when a source cannot be read.
     """
     found: dict[str, dict[str, Any]] = {}
     if isinstance(config.data, Table):
@@ -48,6 +50,10 @@ def check(config: Config, root: Path = Path(".")) -> dict[str, dict[str, Any]]:
         for split in ("train", "test"):
             rows = [(row.document, row.summary) for row in parts[split]]
             found["data"]["faults"] += _lines(functools.partial(needs.check_rewards, config, rows, root))
+        found["data"]["long_prompts"] = None if lengths is None else {}
+        if lengths is not None:
+            documents = {split: [row.document for row in rows] for split, rows in parts.items()}
+            found["data"]["faults"] += _lines(lambda: found["data"].update(long_prompts=lengths(documents)))
     else:
         found["data"] = {
             "source": "API descriptions of the botocore package", "rows": {}, "files": [], "samples": [], "problems": [],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clp_lightning import weightings as simplex
 from clp_lightning.config.data import Quantization
+from clp_lightning.data.transcripts import Message
 from clp_lightning.errors import UsageError
 from clp_lightning.policy import folder as policy_files
 from clp_lightning.policy.folder import export
@@ -108,6 +109,7 @@ class SteerablePolicy(TokenPolicy):
             "coefficients": row,
             "template": self.generation.template,
             "chat": self.generation.chat,
+            "chat_template_kwargs": self.generation.chat_template_kwargs,
             "prompt_begins_with": self.template.written(row) if self.prompted else "",
             "quantization": quantization_of(self.model),
         }
@@ -121,7 +123,7 @@ class SteerablePolicy(TokenPolicy):
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[Message]],
         weightings: Weighting | Sequence[Weighting] | np.ndarray | None,
         *,
         alphas: float | Sequence[float] | np.ndarray | None = None,
@@ -146,6 +148,8 @@ class SteerablePolicy(TokenPolicy):
             raise UsageError(f"samples: expected at least 1, but found {samples}")
         stop = [stop] if isinstance(stop, str) else stop
         check_sampling(top_p, stop)
+        if self.generation.long_prompts == "refuse":
+            self.template.check(prompts)  # before the first is answered, and with its number among all
         coefficients = self.coefficients(weightings, len(prompts), alphas)
         generator = torch.Generator().manual_seed(seed)
         texts: list[str] = []
@@ -169,7 +173,7 @@ class SteerablePolicy(TokenPolicy):
     @torch.no_grad()
     def log_probs(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[Message]],
         responses: Sequence[str],
         weightings: Weighting | Sequence[Weighting] | np.ndarray | None,
         *,

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from clp_lightning.config.parameters import Generation
+from clp_lightning.data.transcripts import Message
 from clp_lightning.errors import UsageError
 from clp_lightning.policy.prompts import PromptTemplate, set_end
 from clp_lightning.policy.rollout import (
@@ -62,7 +63,7 @@ class TokenPolicy:
                 "generation.max_prompt_tokens or generation.max_new_tokens"
             )
 
-    def tokenize(self, documents: Sequence[str], coefficients: Tensor | None = None) -> Prompts:
+    def tokenize(self, documents: Sequence[str | Sequence[Message]], coefficients: Tensor | None = None) -> Prompts:
         """Fill the prompt template and tokenize; `coefficients` [G, K] are written in if the policy is prompted."""
         written = coefficients.tolist() if self.prompted and coefficients is not None else None
         return self.template.prompts(documents, written, self.model.device)

@@ -91,13 +91,14 @@ class Learned:
         if self._loaded is None:
             from transformers import AutoModelForSequenceClassification
 
-            from clp_lightning.policy.loading import chosen_device
+            from clp_lightning.policy.loading import chosen_device, fix_date
             from clp_lightning.rewards.batches import Batches, places
 
             model, tokenizer = _load(
                 AutoModelForSequenceClassification, self.model, self.root, allow_pickle=self.allow_pickle
             )
             self.index = _logit(self.model, self.index, model.config)
+            fix_date(tokenizer)
             if self.template == "chat" and not tokenizer.chat_template:
                 raise ClpError(f"the tokenizer of {self.model} has no chat template; set template to pair or to a text")
             tokenizer.truncation_side = "right" if self.template == "pair" else "left"  # the response is at the end
