@@ -101,11 +101,9 @@ class Generation(Section):
     max_new_tokens: Positive
     template: Annotated[str, Field(pattern=TEMPLATE)]
     chat: bool  # true: the tokenizer's chat template, of which the filled template is the user's message
-    end_token: str | None  # what ends a response, where it is not the tokenizer's end-of-text token
+    end_token: str | None  # ends responses, those to learn from too, beside the tokenizer's and the model's own ends
     long_prompts: Literal["cut", "refuse"] = "cut"  # what happens to prompts that do not fit
-    chat_template_kwargs: dict[str, JsonValue] = Field(
-        default_factory=dict
-    )  # of the chat template, e.g. enable_thinking: false
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)  # e.g. enable_thinking: false
 
 
 class Config(Section):
