@@ -132,7 +132,7 @@ def export(
     model = champion.resolve(model)
     objectives = _objectives(model)
     from clp_lightning import weightings as simplex
-    from clp_lightning.files import check_replaceable
+    from clp_lightning.files import check_replaceable, read_json
     from clp_lightning.paths import NOTE
 
     row = simplex.parse(weighting, objectives)
@@ -144,6 +144,8 @@ def export(
     SteerablePolicy.from_pretrained(model, dtype=load_dtype(dtype)).export(row, out, format, alpha=alpha)
     loader = "transformers" if format == "hf" else "peft"
     print(f"wrote {out} at {simplex.describe(row.tolist(), objectives)}; {loader} loads it")
+    if lines := read_json(out / NOTE, remedy="export it again").get("before_merging"):
+        print(f"before PeftModel.from_pretrained(model, ...) and merging, untie the base: {'; '.join(lines)}")
 
 
 def _objectives(model: Path) -> list[str]:

@@ -24,6 +24,12 @@ from clp_lightning.steering.conditioned import LowRankLinear
 from clp_lightning.steering.experts import Experts
 
 FORMATS = ("hf", "peft")
+# Merging happens in place: without these lines it would change an embedding that the output layer is tied to.
+UNTIE = (
+    "head = model.get_output_embeddings()",
+    "head.weight = torch.nn.Parameter(head.weight.detach().clone())",
+    "model.config.tie_word_embeddings = False",
+)
 OLDER = {"chat": False, "end_token": None}  # what cards written before these settings existed mean
 
 
@@ -136,8 +142,9 @@ def export(
 ) -> None:
     """Write a plain checkpoint (`hf`) or a PEFT adapter of its base (`peft`) for one row of coefficients [K], atomically.
 
-    `note` goes into `clp_export.json`. `hf` consumes the model: its experts are merged in place. Raises `UsageError` for an
-    unknown format, for full-rank experts as an adapter, and for a folder that holds something else than an export.
+    `note` goes into `clp_export.json`, with the lines (`before_merging`) that untie the base where an adapter is on a tied
+    output layer. `hf` consumes the model: its experts are merged in place. Raises `UsageError` for an unknown format, for
+    full-rank experts as an adapter, and for a folder that holds something else than an export.
     """
     if format not in FORMATS:
         raise UsageError(f"format: expected one of {', '.join(FORMATS)}, but found {format!r}")
@@ -153,6 +160,8 @@ def export(
             beside.mkdir(parents=True)
             _write_adapter(model, experts, coefficients, beside)
             model.generation_config.save_pretrained(beside)  # what ends a response
+            if _adapts_tied(model, experts):
+                note = note | {"before_merging": UNTIE}
             tokenizer.save_pretrained(beside)
         write_json(beside / NOTE, {"format": format, **note})
 
@@ -182,6 +191,12 @@ def _write_adapter(model: Any, experts: Experts, coefficients: Tensor, folder: P
     )
     config.save_pretrained(str(folder))
     safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _adapts_tied(model: Any, experts: Experts) -> bool:
+    """Whether experts are on an output layer that shares its parameters with the embedding."""
+    embedding = model.get_input_embeddings().weight
+    return any(layer.base.weight is embedding for layer in experts.layers.values())
 
 
 def load_dtype(name: str) -> torch.dtype:
