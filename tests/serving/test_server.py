@@ -34,7 +34,7 @@ def policy(steered) -> SteerablePolicy:
 @pytest.fixture(scope="module")
 def client(policy):
     with serving.Engine(policy, rows=8, waiting=64) as engine:
-        app = application(Service(engine, "clp-full", Limits(prompts=4)), None)
+        app = application(Service(engine, "clp-full", Limits(answers=4)), None)
         with TestClient(app, raise_server_exceptions=False) as found:
             yield found
 
@@ -335,7 +335,7 @@ def test_a_prompt_that_its_template_refuses_is_its_own_400_while_others_are_answ
 
     monkeypatch.setattr(type(policy), "tokenize", tokenize)
     with serving.Engine(policy, rows=8, waiting=64) as engine:
-        app = application(Service(engine, "clp-full", Limits(prompts=4)), None)
+        app = application(Service(engine, "clp-full", Limits(answers=4)), None)
         with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(16) as pool:
             texts = [f"{'RAISE ' if n % 7 == 3 else ''}{DOCUMENTS[n % 24]}" for n in range(70)]
             found = list(pool.map(lambda text: client.post("/v1/completions", json=body(prompt=text)), texts))

@@ -36,13 +36,13 @@ def serve(
         ),
     ] = "auto",
     allow_origin: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Origin of pages that may use it from a browser, e.g. https://my.site; * is any; repeatable."
         ),
     ] = None,
     allow_host: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="Further name by which it is asked; with one, or on loopback, others are refused; repeatable."
         ),

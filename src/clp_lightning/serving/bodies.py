@@ -6,7 +6,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    FailFast,
     Field,
     ValidationInfo,
     field_validator,
@@ -45,10 +44,11 @@ def _joined(content: Any) -> Any:
 
 Text = Annotated[str, Field(min_length=1)]
 Integer = Annotated[int, BeforeValidator(_integral, json_schema_input_type=int)]
-Tokens = Annotated[list[Annotated[Integer, Field(ge=0)]], Field(min_length=1), FailFast()]
+Tokens = Annotated[list[Annotated[Integer, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 # a body of 1 MB that is wrong everywhere has one error, not a million
 Prompts = (
-    Annotated[list[Text], Field(min_length=1), FailFast()] | Annotated[list[Tokens], Field(min_length=1), FailFast()]
+    Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+    | Annotated[list[Tokens], Field(min_length=1, fail_fast=True)]
 )
 Most = Annotated[Integer, Field(ge=1)]  # of tokens; what is more than the policy's own limit is cut to it
 Zero = Annotated[float, Field(ge=0, le=0)]
@@ -142,7 +142,7 @@ class TextFormat(BaseModel):
 class Chat(Steered):
     """Body of /v1/chat/completions; `max_completion_tokens` is OpenAI's newer name of `max_tokens`."""
 
-    messages: Annotated[list[Message], Field(min_length=1), FailFast()]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Most | None = None
     top_logprobs: Literal[0] = 0
     response_format: TextFormat | None = None
