@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from clp_lightning import weightings
 from clp_lightning.config.parameters import Generation
 from clp_lightning.data import transcripts
+from clp_lightning.errors import plural
 from clp_lightning.serving import batch
 from clp_lightning.serving import engine as serving
 from clp_lightning.serving.bodies import Limits, Message, Prompts, Steered, Tokens
@@ -101,8 +102,9 @@ class Service:
         """Queue `n` answers per prompt; raises `Refused` for what cannot be steered or when too many wait."""
         self.check_alive()
         if len(prompts) * body.n > self.limits.answers:
-            each = f", {body.n} answers each" if body.n > 1 else ""
-            raise Refused(400, f"prompt: {len(prompts)} texts{each}, at most {self.limits.answers} in one request")
+            texts = plural(len(prompts), "text")
+            asked_for = f"n: {body.n} answers to {texts}" if body.n > 1 else f"prompt: {texts}"
+            raise Refused(400, f"{asked_for}, at most {self.limits.answers} in one request")
         weighting, stop = self.weighting(body), [body.stop] if isinstance(body.stop, str) else body.stop or []
         answers = Answers(asyncio.get_running_loop(), len(prompts) * body.n)
         for number, prompt in enumerate(prompts, 1):

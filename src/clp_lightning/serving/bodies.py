@@ -1,5 +1,6 @@
 """The bodies of `clp serve`: what a request may say, and the shape of every answer, as /openapi.json tells them."""
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
@@ -130,6 +131,8 @@ class Message(BaseModel):
     def _says_something(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.data.get("role") not in ("system", "developer"):
             raise PydanticCustomError("string_too_short", "String should have at least 1 character")
+        if re.search("[\ud800-\udfff]", value):
+            raise PydanticCustomError("string_unicode", "it holds half a character (a lone surrogate)")
         return value
 
 

@@ -1,5 +1,6 @@
 """Every refusal of `clp serve`: a status and a sentence that names the key, in OpenAI's shape."""
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from clp_lightning.serving import engine as serving
 
 LONGEST_MESSAGE = 1000  # characters; a reason may quote what was sent
 UNIONS = ("prompt", "stop", "weighting")  # keys with values of several kinds: pydantic names the kind behind the key
+PYTHONS = re.compile("dictionary( or object to extract fields from)?")  # pydantic's words for it
 KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "a boolean"}
 REASONS = {
     400: "The body says something that cannot be answered, the message names the key; or the Host is not this server's.",
@@ -121,7 +123,7 @@ def _best(errors: Sequence[dict[str, Any]]) -> str:
         return kind, -len(error["loc"]), [-part for part in error["loc"] if isinstance(part, int)]
 
     best = min(map(missed, errors))
-    told = list(dict.fromkeys(error["msg"] for error in errors if missed(error) == best))
+    told = list(dict.fromkeys(PYTHONS.sub("JSON object", error["msg"]) for error in errors if missed(error) == best))
     alike = "Input should be "
     if all(message.startswith(alike) for message in told):
         told = [told[0], *(message.removeprefix(alike) for message in told[1:])]
