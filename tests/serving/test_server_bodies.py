@@ -173,6 +173,7 @@ def test_what_changes_nothing_in_newer_clients_is_taken(client):
         ({"top_p": 0}, "top_p: Input should be greater than 0"),
         ({"top_p": 1.1}, "top_p: Input should be less than or equal to 1"),
         ({"a-b[c]": 1}, "a-b[c]: Extra inputs are not permitted"),
+        ({HALF: 1}, "body: Input should be a valid string, unable to parse raw data as a unicode string"),
     ],
 )
 def test_a_completion_is_refused_with_the_key_and_what_is_wrong_there(changes, reason, client):

@@ -128,5 +128,5 @@ def _best(errors: Sequence[dict[str, Any]]) -> str:
     if all(message.startswith(alike) for message in told):
         told = [told[0], *(message.removeprefix(alike) for message in told[1:])]
     where = min(errors, key=missed)["loc"][1:]
-    where = where[:1] + where[2:] if where[0] in UNIONS else where
-    return f"{'.'.join(map(str, where))}: {' or '.join(told)}"
+    where = where[:1] + where[2:] if where[:1] and where[0] in UNIONS else where
+    return f"{'.'.join(map(str, where)) or 'body'}: {' or '.join(told)}"
