@@ -209,7 +209,7 @@ def test_a_full_queue_is_told_to_come_back_and_a_slow_answer_is_ended(policy, mo
         slow = client.post("/v1/completions", json=body())
         assert slow.status_code == 408 and "took longer than 0.3 s" in slow.json()["error"]["message"]
         full = client.post("/v1/completions", json=body())
-        assert full.status_code == 429 and "1 requests wait already" in full.json()["error"]["message"]
+        assert full.status_code == 429 and "1 request waits already" in full.json()["error"]["message"]
         step.set()  # what was cancelled is not written
     assert engine.queued == engine.running == 0
 

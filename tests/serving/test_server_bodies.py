@@ -282,28 +282,30 @@ def test_only_requests_to_the_servers_own_names_are_answered(engine):
         assert re.match(r"Host: .* `clp serve --allow-host NAME`", refused.json()["error"]["message"])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_engine_is_told_at_once(policy, monkeypatch):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_engine_is_told_at_once(stream, policy, monkeypatch):
     """Neither health nor a request hangs, nor one that was being answered when the engine's thread ended."""
     going = threading.Event()
 
     def die(batch, *_):
         assert going.wait(30)
-        raise SystemExit  # which ends a thread, as no failure of a request does
+        raise SystemExit("no memory")  # which ends a thread, as no failure of a request does
 
     monkeypatch.setattr(Batch, "step", die)
+    reason = "nothing is answered any more (SystemExit: no memory); start the server again"
     with serving.Engine(policy) as engine:
         client = TestClient(application(Service(engine, "clp-full", Limits(seconds=60)), None))
         assert client.get("/health").json()["status"] == "ok"
-        threading.Timer(0.2, going.set).start()
-        running = client.post(COMPLETIONS, json=body())
-        for answer in (
-            running,
-            client.post(COMPLETIONS, json=body()),
-            client.post(CHAT, json=chat()),
+        threading.Timer(0.1, going.set).start()
+        running = client.post(COMPLETIONS, json=body(stream=stream))
+        if stream:  # its status was sent before
+            assert f'"error": {{"message": "{reason}"' in running.text and running.text.endswith("[DONE]\n\n")
+        later = [
             client.get("/health"),
-        ):
-            assert answer.status_code == 503
-            assert answer.json()["error"]["message"] == "what writes the answers has ended; start the server again"
+            client.post(CHAT, json=chat()),
+            client.post(COMPLETIONS, json=body(stream=stream)),
+        ]
+        for answer in [*later, *([] if stream else [running])]:
+            assert (answer.status_code, answer.json()["error"]["message"]) == (503, reason)
             assert answer.json()["error"]["type"] == "server_error"
         assert client.get("/v1/models").status_code == 200

@@ -26,7 +26,14 @@ def generate(
         typer.Option(help="Trade-off, e.g. informativeness=0.8,brevity=0.2; repeat it to compare several."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 is greedy: the same text each time.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Draw from the most probable tokens of this probability together.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each text; they need a temperature.")] = 1,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="An answer ends before this text; repeat it to name several.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer; the model's own limit by default.")
     ] = None,
@@ -42,6 +49,8 @@ def generate(
 
     Example: clp generate --model models/clp-full --weighting informativeness=0.8,brevity=0.2 "create bucket: The name of ..."
     """
+    if samples > 1 and temperature == 0:
+        raise UsageError(f"--samples {samples}: at temperature 0 all would be the same; give e.g. --temperature 1")
     texts = prompts if prompts else _standard_input()
     for row, text in enumerate(texts):
         if not text.strip():
@@ -72,11 +81,14 @@ def generate(
         np.tile(np.stack(rows), (len(texts), 1)),
         alphas=alpha,
         temperature=temperature,
+        top_p=top_p,
+        stop=stop or (),
+        samples=samples,
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
     trade_offs = [simplex.describe(row.tolist(), objectives) for row in rows]
-    asked = [(text, trade_off) for text in texts for trade_off in trade_offs]
+    asked = [(text, trade_off) for text in texts for trade_off in trade_offs for _ in range(samples)]
     if as_json:
         for (text, trade_off), answer in zip(asked, answers, strict=True):
             print(json.dumps({"prompt": text, "weighting": trade_off, "response": answer}, ensure_ascii=False))
@@ -84,9 +96,9 @@ def generate(
         print("\n".join(answers))
     else:
         table = Table("document", "weighting", "answer", show_lines=True)
-        for (text, trade_off), answer in zip(asked, answers, strict=True):
-            # Text: brackets of a document are no markup
-            table.add_row(Text(text if trade_off == trade_offs[0] else ""), trade_off, Text(answer))
+        for row, ((text, trade_off), answer) in enumerate(zip(asked, answers, strict=True)):
+            shown = Text("" if row % (len(rows) * samples) else text)  # Text: brackets of a document are no markup
+            table.add_row(shown, "" if row % samples else trade_off, Text(answer))
         Console().print(table)
 
 
@@ -135,7 +147,8 @@ def _objectives(model: Path) -> list[str]:
         raise ClpError(
             f"no steerable model at {model}; {make('repro')} writes models/clp-full, or name a folder with --model"
         )
-    return read_json(model / "clp.json", remedy=f"run {make('repro')} to write it again")["objectives"]
+    remedy = f"run {make('repro')} to write it again"
+    return read_json(model / "clp.json", remedy=remedy, keys={"objectives": list})["objectives"]
 
 
 def _standard_input() -> list[str]:

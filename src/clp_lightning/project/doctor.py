@@ -150,7 +150,7 @@ def _models() -> Finding:
         remedy = f"{make('repro')} trains them, {make('pull')} fetches those of a remote"
         return Finding("models", "note", "none yet", remedy)
     for card in cards:
-        base = card.parent / read_json(card, remedy="run `dvc repro`")["base_model"]
+        base = card.parent / read_json(card, remedy="run `dvc repro`", keys={"base_model": str})["base_model"]
         for file in (card.parent / "experts.safetensors", base / "config.json"):
             if not file.is_file():
                 return Finding(

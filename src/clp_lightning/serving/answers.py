@@ -17,14 +17,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from clp_lightning import weightings
 from clp_lightning.config.parameters import Generation
 from clp_lightning.data import transcripts
-from clp_lightning.errors import plural
+from clp_lightning.errors import ClpError, plural
 from clp_lightning.serving import batch
 from clp_lightning.serving import engine as serving
 from clp_lightning.serving.bodies import Limits, Message, Prompts, Steered, Tokens
 from clp_lightning.serving.refusals import Refused
 
 CUT = "X-CLP-Prompt-Tokens-Cut"  # header: tokens of the prompts that were beyond the policy's limit
-DEAD = "what writes the answers has ended; start the server again"
 
 
 class Shape(NamedTuple):
@@ -80,7 +79,11 @@ class Service:
     def check_alive(self) -> None:
         """Raise `Refused` when nothing would be answered any more."""
         if not self.engine.alive:
-            raise Refused(503, DEAD)
+            try:
+                self.engine.submit([])  # says why
+            except ClpError as error:
+                raise Refused(503, str(error), "dead") from error
+            raise Refused(503, "nothing is answered yet; come back later")
 
     def texts(self, prompt: str | Tokens | Prompts) -> list[str]:
         """Return the texts of a completion's prompt; raises `Refused` for tokens that the policy does not have.
@@ -113,10 +116,9 @@ class Service:
             for choice in range(body.n):
                 request = batch.request(
                     self.engine.policy, prompt, weighting, functools.partial(answers.deliver, len(answers.requests)),
-                    alpha=body.alpha, temperature=body.temperature, seed=(body.seed + choice) % 2**63,
+                    alpha=body.alpha, temperature=body.temperature, top_p=body.top_p, seed=(body.seed + choice) % 2**63,
                     max_tokens=most, stop=stop, streamed=body.stream,
                 )  # fmt: skip
-                request.top_p = body.top_p
                 answers.requests.append(request)
             answers.prompt_tokens += request.prompt_tokens
             answers.cut += self.engine.policy.template.left_out(prompt)
@@ -222,6 +224,7 @@ class Answers:
                         return
                     continue
                 if change[2] == "error":
+                    service.check_alive()
                     raise Refused(500, f"the answer failed: {change[1]}")
                 left -= change[2] is not None
                 yield change

@@ -16,8 +16,10 @@ from transformers.cache_utils import DynamicLayer
 
 from clp_lightning.errors import UsageError, one_line
 from clp_lightning.policy.prompts import padded
-from clp_lightning.policy.rollout import Prefix, draw
+from clp_lightning.policy.rollout import Prefix, draw, nucleus
 from clp_lightning.policy.steerable import SteerablePolicy
+from clp_lightning.policy.tokens import check_sampling, cut, first_stop
+from clp_lightning.serving.detokenize import UNKNOWN, Detokenizer
 
 
 @dataclass(eq=False)
@@ -25,7 +27,8 @@ class Request:
     """One answer to be written, and how far it is; `deliver` is called from the writing thread.
 
     `prompt` are its tokens, in the template. `coefficients` [1, M] steer it, all 0 is the reference policy. `uniform` float64 [T]
-    are the random numbers, T the most tokens. `text` is there, and delivered, after every token if `streamed`, else at the end.
+    are the random numbers, T the most tokens, and `top_p` is `nucleus`. `text` is there, and delivered, after every token if
+    `streamed`, else at the end.
     """
 
     prompt: Sequence[int]
@@ -35,16 +38,30 @@ class Request:
     stop: Sequence[str]
     deliver: Callable[["Request"], None]
     streamed: bool = True
-    top_p: float = 1.0  # the most probable tokens of this probability together may follow; 1 is all
+    top_p: float = 1.0
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: str | None = None  # "stop", "length", "cancelled" or "error"
     cancelled: bool = False
+    detokenizer: Detokenizer | None = None
 
     @property
     def prompt_tokens(self) -> int:
         """The length of the prompt."""
         return len(self.prompt)
+
+    def hand_over(self) -> None:
+        """Deliver what is there; where that fails, nobody reads the answer any more, and others must not suffer from it."""
+        try:
+            self.deliver(self)
+        except Exception:
+            self.cancelled = True
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, if it has not ended."""
+        if self.finish is None:
+            self.text, self.finish = f"{type(error).__name__}: {error}", "error"
+            self.hand_over()
 
 
 def request(
@@ -55,6 +72,7 @@ def request(
     *,
     alpha: float | None = None,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
@@ -65,6 +83,7 @@ def request(
     The prompt is put into the template here, and not where all answers are written: a template that raises is its own
     request's affair.
     """
+    check_sampling(top_p, stop)
     coefficients = policy.coefficients(None if weighting is None else weighting[None], 1, alpha)
     if coefficients is None:
         entries = len(policy.objectives if policy.listed is None else policy.listed)
@@ -72,7 +91,8 @@ def request(
     tokens = min(max_tokens or policy.generation.max_new_tokens, policy.generation.max_new_tokens)
     generator = torch.Generator().manual_seed(seed)
     uniform = policy.random_numbers(1, generator, tokens)[0]
-    return Request(_tokens(policy, prompt, coefficients), coefficients, temperature, uniform, stop, deliver, streamed)
+    tokens_in = _tokens(policy, prompt, coefficients)
+    return Request(tokens_in, coefficients, temperature, uniform, stop, deliver, streamed, top_p)
 
 
 def _tokens(policy: SteerablePolicy, prompt: str, coefficients: Tensor) -> list[int]:
@@ -120,7 +140,7 @@ class Group:
             if each.finish is None:
                 staying.append(row)
             if each.finish is not None or each.streamed:
-                each.deliver(each)
+                each.hand_over()
         if len(staying) < len(self.requests):
             self._keep(staying)
         if staying:
@@ -131,23 +151,37 @@ class Group:
         tokens = scores.argmax(-1)
         warm = [row for row, each in enumerate(self.requests) if each.temperature > 0]
         if warm:
-            temperatures = scores.new_tensor([self.requests[row].temperature for row in warm])[:, None]
-            numbers = [self.requests[row].uniform[len(self.requests[row].tokens)] for row in warm]
-            tokens[warm] = draw(scores[warm] / temperatures, torch.stack(numbers)[:, None])
+            asked = [self.requests[row] for row in warm]
+            scores = scores[warm] / scores.new_tensor([each.temperature for each in asked])[:, None]
+            if any(each.top_p < 1 for each in asked):
+                scores = nucleus(
+                    scores, scores.new_tensor([each.top_p for each in asked], dtype=torch.float64)[:, None]
+                )
+            tokens[warm] = draw(scores, torch.stack([each.uniform[len(each.tokens)] for each in asked])[:, None])
         return tokens
 
     def _write(self, each: Request, token: int) -> None:
         each.tokens.append(token)
+        finish = None
         if each.cancelled:
-            each.finish = "cancelled"
-        elif token == self.policy.tokenizer.eos_token_id:
-            each.finish = "stop"
+            finish = "cancelled"
+        elif token in self.policy.end_ids:
+            finish = "stop"
         elif len(each.tokens) == len(each.uniform):
-            each.finish = "length"
-        if each.streamed or each.stop or each.finish:
-            each.text = self.policy.decode(torch.tensor([each.tokens]))[0]
-            if found := [place for mark in each.stop if (place := each.text.find(mark)) >= 0]:
-                each.text, each.finish = each.text[: min(found)].rstrip(), "stop"
+            finish = "length"
+        elif not (each.streamed or each.stop) or not self._read(each):
+            return
+        # the text of all tokens is what counts
+        each.text, stopped = cut(self.policy.text(each.tokens), each.stop)
+        each.finish = "stop" if stopped else finish
+
+    def _read(self, each: Request) -> bool:
+        """Decode what is new, and tell whether one of the stop strings is in it."""
+        each.detokenizer = each.detokenizer or Detokenizer(self.policy.text)
+        text = each.detokenizer(each.tokens).lstrip()
+        start = len(each.text.rstrip(UNKNOWN)) - max(map(len, each.stop), default=0)
+        each.text = text.rstrip()
+        return first_stop(text, each.stop, max(0, start)) is not None
 
     def _keep(self, rows: list[int]) -> None:
         """Keep these rows only, without the columns that are padding in all of them."""
@@ -186,15 +220,15 @@ class Batch:
         return [each for group in self.groups for each in group.requests]
 
     def admit(self, requests: Sequence[Request]) -> None:
-        """Read the prompts of new requests and let them join."""
-        group = Group(self.policy, requests)
-        if self.groups and group.joinable:
-            self.groups[0].join(group)
-        else:
-            self.groups.append(group)
+        """Read the prompts of new requests, which join the others with the next token; if that fails, others are as before."""
+        self.groups.append(Group(self.policy, requests))
 
     def step(self) -> None:
         """Write one token of every row and let those that have ended leave."""
+        if len(self.groups) > 1 and self.groups[0].joinable:
+            for group in self.groups[1:]:
+                self.groups[0].join(group)
+            del self.groups[1:]
         for group in self.groups:
             group.step()
         self.groups = [group for group in self.groups if group.requests]

@@ -10,6 +10,7 @@ import numpy as np
 from clp_lightning.config.parameters import Config
 from clp_lightning.errors import ClpError, make
 from clp_lightning.paths import MODELS
+from clp_lightning.serving.detokenize import Detokenizer
 
 
 class Setting(NamedTuple):
@@ -66,7 +67,7 @@ class Playground:
     def write(
         self, text: str, settings: Sequence[Setting], *, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[list[str]]:
-        """Yield the answers of all settings after each further token; the last are complete.
+        """Yield the answers of all settings after each further token, and complete at last.
 
         Temperature 0 is greedy. All settings sample with the same random numbers. Raises `UsageError` for an empty text.
         """
@@ -96,10 +97,12 @@ class Playground:
         prompts = policy.tokenize([text], coefficients)
         generator = torch.Generator().manual_seed(seed)
         uniform = policy.random_numbers(1, generator)
-        tokens = []
+        tokens: list[int] = []
+        so_far = Detokenizer(policy.text)
         for step in policy.steps(prompts, coefficients, uniform, samples=1, temperature=temperature):
-            tokens.append(step.ids)
-            yield policy.decode(torch.stack(tokens, 1))[0]
+            tokens.append(int(step.ids[0]))
+            yield so_far(tokens).strip()
+        yield policy.decode(torch.tensor([tokens]))[0]
 
 
 def policies(root: Path) -> dict[str, Path]:

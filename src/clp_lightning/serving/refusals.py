@@ -85,6 +85,10 @@ def explain(app: FastAPI) -> None:
     async def busy(_: Request, error: serving.BusyError) -> JSONResponse:
         return refusal(429, str(error), "busy")
 
+    @app.exception_handler(serving.DeadError)
+    async def dead(_: Request, error: serving.DeadError) -> JSONResponse:
+        return refusal(503, str(error), "dead")
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         return refusal(400, sentence(error.errors(), request.headers.get("content-type", "")))
