@@ -39,6 +39,7 @@ SLOW = pytest.mark.slow  # every case starts a process of its own
         ("peft", "full", 3, False),
         pytest.param("hf", "attention", "full", True, marks=SLOW),
         pytest.param("peft", "logits", 2, True, marks=SLOW),
+        pytest.param("peft", "attention", 2, "everywhere", marks=SLOW),
     ],
 )
 def test_other_tools_give_the_same_logits(tmp_path, family, format, conditioning, rank, shared):

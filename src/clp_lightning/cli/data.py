@@ -75,6 +75,8 @@ def _show(name: str, section: dict[str, Any]) -> None:
         console.print(table)
     if section["files"]:
         console.print(Text(_files(section["files"])))
+    for note in section["notes"]:
+        console.print(Text(note))
     for place, reason in section["problems"][:MOST_LISTED]:
         console.print(Text(f"{place}: {reason}"))
     if len(section["problems"]) > MOST_LISTED:

@@ -43,6 +43,9 @@ def generate(
     dtype: Annotated[
         str, typer.Option(help="Precision: auto (float32 on a CPU), float32, bfloat16 or float16.")
     ] = "auto",
+    messages: Annotated[
+        bool, typer.Option("--messages", help='A prompt is a chat: [{"role": "user", "content": "..."}], in JSON.')
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
 ) -> None:
     """Generate text at a trade-off.
@@ -58,6 +61,8 @@ def generate(
         # what Python makes of an argument's bytes that are not UTF-8
         if any("\udc80" <= character <= "\udcff" for character in text):
             raise UsageError(f"prompt {row + 1} is not UTF-8; write it so, or give it on standard input")
+    if messages:
+        texts = [_chat(row, text) for row, text in enumerate(texts, 1)]
     from clp_lightning.promotion import champion
 
     model = champion.resolve(model)
@@ -149,6 +154,22 @@ def _objectives(model: Path) -> list[str]:
         )
     remedy = f"run {make('repro')} to write it again"
     return read_json(model / "clp.json", remedy=remedy, keys={"objectives": list})["objectives"]
+
+
+def _chat(row: int, text: str) -> str:
+    """Return the conversation that a prompt in JSON is."""
+    from clp_lightning.data.transcripts import from_messages
+
+    try:
+        document, answer = from_messages(json.loads(text))
+    except ValueError as error:
+        reason = "it is no JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UsageError(
+            f'prompt {row}: {reason}; with --messages a prompt is [{{"role": "user", "content": "..."}}] on one line'
+        ) from error
+    if answer is not None:
+        raise UsageError(f"prompt {row}: the last message is the assistant's; end with what it is to answer")
+    return document
 
 
 def _standard_input() -> list[str]:

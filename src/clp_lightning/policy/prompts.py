@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from clp_lightning.config.parameters import Generation
-from clp_lightning.data.transcripts import is_transcript, to_messages
+from clp_lightning.data.transcripts import Conversation, Message, from_messages, to_messages
 from clp_lightning.errors import UsageError, one_line
 from clp_lightning.policy.rollout import Prompts
 
-MARK = "<<the document stands here>>"
+MARK = "<<the document stands here>>"  # in a rendered chat, for text that is tokenized by itself
 MIN_LAST_TURN = 16  # tokens of the last turn that are kept before older turns
 
 
@@ -42,18 +42,20 @@ class PromptTemplate:
             raise UsageError("generation.chat: this model's tokenizer has no chat template; set it to false")
 
     def prompts(
-        self, documents: Sequence[str], coefficients: Sequence[Sequence[float]] | None, device: torch.device | str
+        self,
+        documents: Sequence[str | Sequence[Message]],
+        coefficients: Sequence[Sequence[float]] | None,
+        device: torch.device | str,
     ) -> Prompts:
         """Tokenize documents in the template, [G, P] left-padded; `coefficients` [G, K] are written in front if given.
 
-        A document too long for `max_prompt_tokens` loses words at its end, a conversation at its start; the template stays
-        whole. Raises `UsageError` for an empty document, with its number.
+        A document is a text, a `Conversation` or a list of messages. One that is too long for `max_prompt_tokens` loses words
+        at its end, a conversation at its start; the template stays whole. Raises `UsageError`, with its number, for an empty
+        document and for messages that are none, or end with an answer.
         """
-        for row, document in enumerate(documents):
-            if not document.strip():
-                raise UsageError(f"prompt {row + 1} is empty; give some text to work on")
+        asked = [_document(row, document) for row, document in enumerate(documents, 1)]
         texts = [self.written(row) for row in coefficients] if coefficients is not None else [""] * len(documents)
-        parts = [self._parts(document, text) for document, text in zip(documents, texts, strict=True)]
+        parts = [self._parts(document, text) for document, text in zip(asked, texts, strict=True)]
         rows = [before + kept + behind for before, kept, behind, _ in parts]
         return padded(rows, self.tokenizer.pad_token_id, device)
 
@@ -67,7 +69,7 @@ class PromptTemplate:
         """Tokenize responses with the template's space before and the end-of-text token behind; ids and mask [B, T]."""
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         space = "" if self.generation.chat else " "  # a chat template ends with a line of its own
-        rows = [[*row, end][:max_tokens] for row in self._encode([space + text.strip() for text in responses])]
+        rows = [[*row, end][:max_tokens] for row in self._text_ids([space + text.strip() for text in responses])]
         width = max(map(len, rows))
         return (
             torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device),
@@ -104,28 +106,59 @@ class PromptTemplate:
             (begin, end), (head, tail) = self._special, self._template
             before, text, tail = begin + added + head, document.strip(), tail + end
         room = self.generation.max_prompt_tokens - (len(before) - len(added)) - len(tail)
-        ids = self._encode([text])[0]
+        ids = self._text_ids([text])[0]
         lost = max(0, len(ids) - max(0, room))
-        return before, ids[lost:] if is_transcript(document) else ids[: len(ids) - lost], tail, lost
+        kept = ids[lost:] if isinstance(document, Conversation) else ids[: len(ids) - lost]
+        return before, kept, tail, lost
 
     def _chat(self, document: str) -> tuple[list[int], str, list[int]]:
         """Render a conversation; the oldest turns go where it is too long."""
         messages = to_messages(document)
         last = messages[-1]["content"]
-        head, tail = self.generation.template.split("{document}")
         while True:
-            asked = [*messages[:-1], {"role": messages[-1]["role"], "content": f"{head}{MARK}{tail}"}]
-            try:
-                text = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-            except Exception as error:  # the template is a program of the model's authors
-                raise UsageError(
-                    f"generation.chat: the chat template refuses this prompt ({one_line(error)})"
-                ) from error
-            before, _, after = str(text).partition(MARK)
-            front, behind = self._encode([before])[0], self._encode([after])[0]
+            front, behind = self._rendered(messages)
             if len(messages) == 1 or len(front) + len(behind) + MIN_LAST_TURN <= self.generation.max_prompt_tokens:
                 return front, last, behind
             del messages[: 2 if messages[0]["role"] == "user" and len(messages) > 2 else 1]
+
+    def _rendered(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+        """Return the chat template's tokens before the last message's content and behind it.
+
+        A message that holds a control token's text is tokenized by itself, as text: it can end no turn and begin none.
+        """
+        head, tail = self.generation.template.split("{document}")
+        mark = MARK
+        while any(mark in message["content"] for message in messages):
+            mark += ">"
+        apart, asked = [], []
+        for message in messages[:-1]:
+            content = message["content"]
+            if any(token in content for token in self._control_tokens):
+                apart.append(content)
+                content = mark
+            asked.append({"role": message["role"], "content": content})
+        asked.append({"role": messages[-1]["role"], "content": f"{head}{mark}{tail}"})
+        try:
+            text = str(self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # the template is a program of the model's authors
+            raise UsageError(f"generation.chat: the chat template refuses this prompt ({one_line(error)})") from error
+        *between, before, after = text.split(mark)
+        if len(between) != len(apart):
+            raise UsageError(
+                "generation.chat: the chat template leaves out a message, or says one twice; set it to false"
+            )
+        front: list[int] = []
+        for part, content in zip(between, apart, strict=True):
+            front += self._encode([part])[0] + self._text_ids([content])[0]
+        return front + self._encode([before])[0], self._encode([after])[0]
+
+    def _text_ids(self, texts: list[str]) -> list[list[int]]:
+        """Tokenize what people wrote: a control token's name in it is text, not the token."""
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    @functools.cached_property
+    def _control_tokens(self) -> list[str]:
+        return [str(token) for token in self.tokenizer.all_special_tokens]
 
     @functools.cached_property
     def _template(self) -> tuple[list[int], list[int]]:
@@ -143,6 +176,20 @@ class PromptTemplate:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def _document(row: int, given: str | Sequence[Message]) -> str:
+    if isinstance(given, str):
+        if not given.strip():
+            raise UsageError(f"prompt {row} is empty; give some text to work on")
+        return given
+    try:
+        document, answer = from_messages(given)
+    except ValueError as error:
+        raise UsageError(f"prompt {row}: {error}") from error
+    if answer is not None:
+        raise UsageError(f"prompt {row}: the last message is the assistant's; end with what it is to answer")
+    return document
 
 
 def set_end(tokenizer: PreTrainedTokenizerBase, token: str) -> None:

@@ -244,13 +244,14 @@ def _sure(text: str, stops: Sequence[str]) -> str:
 def asked(generation: Generation, messages: Sequence[Message]) -> str:
     """Return the document that a chat's messages are: all of them for a policy of conversations, else the user's last.
 
-    Raises `Refused` when there is none of the user, and for conversations that could not be told apart as a text.
+    Raises `Refused` when there is none of the user, and for what is no conversation.
     """
     spoken = [message.content for message in messages if message.role == "user"]
     if not spoken:
         raise Refused(400, "messages: there is none of the user; its last one is what the policy works on")
-    converses = generation.chat or "Assistant:" in generation.template
-    if not converses or len(messages) == 1:
+    head, _, tail = generation.template.partition("{document}")
+    alone = generation.chat or "Human:" in head  # the template itself says whose the words are
+    if (alone and len(messages) == 1) or not (generation.chat or "Assistant:" in tail):
         return spoken[-1]
     try:
         document, answer = transcripts.from_messages([message.model_dump(exclude={"name"}) for message in messages])

@@ -1,13 +1,14 @@
 """One steerable policy beside its rewards, for a person who tries it: answers while they are written, then their rewards."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from clp_lightning.config.parameters import Config
+from clp_lightning.data.transcripts import from_transcript
 from clp_lightning.errors import ClpError, make
 from clp_lightning.paths import MODELS
 from clp_lightning.serving.detokenize import Detokenizer
@@ -24,10 +25,11 @@ class Playground:
     """A policy and the rewards that it was trained for; one request at a time, others wait.
 
     Built by `load`; `policy` is a `SteerablePolicy`, `rewards` a `RewardSet` with the normalization of the run that is shown.
+    `read` makes a document of a text: of a run of conversations the text is a transcript.
     """
 
-    def __init__(self, policy: Any, rewards: Any) -> None:
-        self.policy, self.rewards = policy, rewards
+    def __init__(self, policy: Any, rewards: Any, read: Callable[[str], str] = str) -> None:
+        self.policy, self.rewards, self.read = policy, rewards, read
         self._lock = threading.Lock()
 
     @classmethod
@@ -58,11 +60,14 @@ class Playground:
                 f"the run that the models were made with, or run {make('repro')}"
             )
         rewards = RewardSet.from_config(config, root, None)
-        return cls(policy, RewardSet(rewards.rewards, {"objectives": normalization}))
+        converses = config.data.kind == "table" and config.data.prompt is None
+        return cls(
+            policy, RewardSet(rewards.rewards, {"objectives": normalization}), from_transcript if converses else str
+        )
 
     def left_out(self, text: str) -> int:
         """Return how many tokens at the text's end (a conversation's start) the policy does not read, for want of room."""
-        return int(self.policy.template.left_out(text))
+        return int(self.policy.template.left_out(self.read(text)))
 
     def write(
         self, text: str, settings: Sequence[Setting], *, temperature: float = 0.0, seed: int = 0
@@ -86,7 +91,7 @@ class Playground:
     def score(self, text: str, answers: Sequence[str]) -> np.ndarray:
         """Return the standardized rewards [N, K] of answers to one text."""
         with self._lock:
-            return np.asarray(self.rewards([text] * len(answers), answers))
+            return np.asarray(self.rewards([self.read(text)] * len(answers), answers))
 
     def _writer(self, text: str, setting: Setting, temperature: float, seed: int) -> Iterator[str]:
         import torch
@@ -94,7 +99,7 @@ class Playground:
         policy = self.policy
         weighting = None if setting.weighting is None else np.asarray(setting.weighting, dtype=np.float64)[None]
         coefficients = policy.coefficients(weighting, 1, setting.alpha if weighting is not None else None)
-        prompts = policy.tokenize([text], coefficients)
+        prompts = policy.tokenize([self.read(text)], coefficients)
         generator = torch.Generator().manual_seed(seed)
         uniform = policy.random_numbers(1, generator)
         tokens: list[int] = []
