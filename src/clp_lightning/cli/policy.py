@@ -153,7 +153,10 @@ def _objectives(model: Path) -> list[str]:
             f"no steerable model at {model}; {make('repro')} writes models/clp-full, or name a folder with --model"
         )
     remedy = f"run {make('repro')} to write it again"
-    return read_json(model / "clp.json", remedy=remedy, keys={"objectives": list})["objectives"]
+    objectives = read_json(model / "clp.json", remedy=remedy, keys={"objectives": list})["objectives"]
+    if not objectives or not all(isinstance(name, str) for name in objectives):
+        raise ClpError(f"{model / 'clp.json'}: objectives: expected names, but found {objectives!r}; {remedy}")
+    return objectives
 
 
 def _chat(row: int, text: str) -> str:

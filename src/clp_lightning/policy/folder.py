@@ -11,7 +11,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from clp_lightning.config.data import Layers, Quantization
@@ -53,22 +52,22 @@ class Card(BaseModel):
     def _one_share_each(cls, listed: list[list[float]] | None, known: ValidationInfo) -> list[list[float]] | None:
         width = len(known.data.get("objectives", ()))
         if any(len(row) != width for row in listed or ()):
-            raise PydanticCustomError("listed", f"expected rows of {plural(width, 'share')}, one for each objective")
+            raise ValueError(f"expected rows of {plural(width, 'share')}, one for each objective")
         return listed
 
 
 def read_card(folder: Path) -> Card:
     """Read a policy's card; one that is missing, broken, or lacks a key is a one-line `ClpError` that names file and key."""
-    values = read_json(
-        folder / CARD, remedy=f"it is not a model that CLP wrote; {make('repro')} writes models/clp-full"
-    )
+    remedy = f"it is not a model that CLP wrote; {make('repro')} writes models/clp-full"
+    values = read_json(folder / CARD, remedy=remedy, keys={"objectives": list})
     try:
         return Card.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         # pydantic names the branches of a union too: no key has a hyphen
         where = ".".join(str(part) for part in first["loc"] if "-" not in str(part))
-        what = "missing" if first["type"] == "missing" else one_line(f"{first['msg']}, but found {first['input']!r}")
+        wrong = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        what = "missing" if first["type"] == "missing" else one_line(f"{wrong}, but found {first['input']!r}")
         raise ClpError(f"{folder / CARD}: {where}: {what}; run {make('repro')} to write it again") from None
 
 
