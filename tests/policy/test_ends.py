@@ -78,7 +78,9 @@ def test_folders_and_exports_have_the_same_ends(two_ends, tmp_path):
         assert set(GenerationConfig.from_pretrained(tmp_path / format).eos_token_id) == policy.end_ids
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     prompts = policy.tokenize(DOCUMENTS[:1])
-    ids = exported.generate(input_ids=prompts.ids, attention_mask=prompts.mask.long(), max_new_tokens=6, do_sample=False)
+    ids = exported.generate(
+        input_ids=prompts.ids, attention_mask=prompts.mask.long(), max_new_tokens=6, do_sample=False
+    )
     assert ids[0, -len(expected) :].tolist() == expected
 
 

@@ -99,7 +99,9 @@ def test_a_response_ends_before_the_first_stop_string(policy):
     assert stop[1:]
     cut_short = policy.generate(DOCUMENTS, LEFT, seed=1, stop=stop)
     assert cut_short == [text[: first_stop(text, stop)].rstrip() for text in whole] != whole
-    assert policy.generate(DOCUMENTS, LEFT, seed=1, stop=stop[0]) == policy.generate(DOCUMENTS, LEFT, seed=1, stop=stop[:1])
+    assert policy.generate(DOCUMENTS, LEFT, seed=1, stop=stop[0]) == policy.generate(
+        DOCUMENTS, LEFT, seed=1, stop=stop[:1]
+    )
 
 
 def test_the_first_stop_string_is_the_one_that_is_complete_first():
@@ -112,7 +114,9 @@ def test_the_first_stop_string_is_the_one_that_is_complete_first():
     assert cut("", ["a"]) == ("", False) and cut(" a ", []) == ("a", False)
 
 
-@given(text=st.text("ab \n", max_size=30), stop=st.lists(st.text("ab \n", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    text=st.text("ab \n", max_size=30), stop=st.lists(st.text("ab \n", min_size=1, max_size=4), min_size=1, max_size=3)
+)
 def test_what_follows_a_stop_string_changes_nothing(text, stop):
     at = first_stop(text, stop)
     prefixes = [first_stop(text[:end], stop) for end in range(len(text) + 1)]

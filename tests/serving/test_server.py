@@ -283,7 +283,7 @@ def test_what_one_kind_alone_has_is_taken_too(client):
 
 
 @pytest.mark.parametrize("changes", [{"presence_penalty": 1}, {"best_of": 2}, {"logit_bias": {"5": 1}},
-                                     {"logprobs": 3}, {"echo": True}])  # fmt: skip
+                                     {"logprobs": 6}, {"echo": True}])  # fmt: skip
 def test_what_would_change_the_answer_is_refused(changes, client):
     refused = client.post("/v1/completions", json=body(**changes))
     assert refused.status_code == 400 and refused.json()["error"]["message"].startswith(next(iter(changes)))

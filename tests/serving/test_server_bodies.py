@@ -6,10 +6,12 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from serving_models import TEXTS, write_policy
 
 from clp_lightning.policy.steerable import SteerablePolicy
+from clp_lightning.serving import batch
 from clp_lightning.serving import engine as serving
 from clp_lightning.serving.answers import Service
 from clp_lightning.serving.batch import Batch
@@ -98,6 +100,54 @@ def test_top_p_draws_among_the_most_probable(client):
     assert len(set(texts(client.post(COMPLETIONS, json=body(n=8, top_p=1))))) > 1
 
 
+def test_log_probabilities_are_those_that_log_probs_gives(client, policy):
+    """Of the steered policy, whatever temperature and top_p; the end token, which is no text, has none."""
+    asked_for = {"temperature": 0.7, "top_p": 0.9, "seed": 2, "n": 2}
+    done = client.post(COMPLETIONS, json=body(logprobs=3, **asked_for)).json()["choices"]
+    said = client.post(CHAT, json=chat(logprobs=True, top_logprobs=3, **asked_for)).json()["choices"]
+    for choice, turn in zip(done, said, strict=True):
+        told, content = choice["logprobs"], turn["logprobs"]["content"]
+        ids = draws(policy, choice["index"] + 2)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        coefficients = policy.coefficients(ROW, 1)
+        expected = policy.score(policy.tokenize([TEXTS[0]], coefficients), ids, mask, coefficients)[0].tolist()
+        assert told["token_logprobs"] == pytest.approx(expected[: len(told["tokens"])], abs=1e-4)
+        assert [each["logprob"] for each in content] == told["token_logprobs"]
+        assert [each["token"] for each in content] == told["tokens"]
+        assert told["tokens"] == [policy.tokenizer.decode([token]) for token in ids[0].tolist()]
+        assert told["text_offset"][:2] == [0, len(told["tokens"][0])]
+        for each, top in zip(content, told["top_logprobs"], strict=True):
+            likely = [other["logprob"] for other in each["top_logprobs"]]
+            assert likely == sorted(likely, reverse=True) and len(likely) == 3 and each["logprob"] <= likely[0]
+            assert top[each["token"]] >= each["logprob"] and max(top.values()) == likely[0]
+            assert each["bytes"] == (None if "\ufffd" in each["token"] else list(each["token"].encode()))
+    plain = client.post(COMPLETIONS, json=body(**asked_for)).json()["choices"]
+    assert [choice["text"] for choice in plain] == [choice["text"] for choice in done]
+    assert all(choice["logprobs"] is None for choice in plain)
+
+
+def draws(policy, seed: int) -> torch.Tensor:
+    """Return the tokens [1, T] of an answer at temperature 0.7 and top_p 0.9."""
+    with serving.Engine(policy) as engine:
+        each = batch.request(policy, TEXTS[0], ROW[0], lambda _: None, temperature=0.7, top_p=0.9, seed=seed)
+        engine.submit([each])
+    return torch.tensor([[token for token in each.tokens if token not in policy.end_ids]])
+
+
+@pytest.mark.parametrize(("path", "make"), [(COMPLETIONS, body), (CHAT, chat)])
+def test_a_stream_tells_each_log_probability_once(path, make, client):
+    more = {"logprobs": 2} if path == COMPLETIONS else {"logprobs": True, "top_logprobs": 2}
+    more |= {"n": 2, "stop": ["e", "a"]}  # some text is held back, and some is cut
+    whole = client.post(path, json=make(**more)).json()["choices"]
+    parts = [json.loads(line[6:]) for line in client.post(path, json=make(stream=True, **more)).text.splitlines()
+             if line.startswith("data: {")]  # fmt: skip
+    for index, choice in enumerate(whole):
+        told = [each["logprobs"] for part in parts for each in part["choices"] if each["index"] == index]
+        for key, values in choice["logprobs"].items():
+            if isinstance(values, list) and key != "text_offset":
+                assert [value for part in told for value in part[key]] == values and values
+
+
 def test_tokens_are_the_text_that_they_spell(client, policy):
     plain = policy.tokenizer(TEXTS[:2])["input_ids"]
     ended = [[*tokens, policy.tokenizer.eos_token_id] for tokens in plain]  # as other tokenizers end a text
@@ -170,6 +220,8 @@ def test_what_changes_nothing_in_newer_clients_is_taken(client):
         ({"n": 17, "prompt": ["a", "b"]}, "n: 17 answers to 2 texts, at most 32 in one request"),
         ({"best_of": 3}, "best_of: 3 answers, but n is 1; leave it out: all that are written are sent"),
         ({"n": "x", "best_of": 3}, "n: Input should be a valid integer"),
+        ({"logprobs": 6}, "logprobs: Input should be less than or equal to 5"),
+        ({"logprobs": True}, "logprobs: Input should be a valid integer"),
         ({"top_p": 0}, "top_p: Input should be greater than 0"),
         ({"top_p": 1.1}, "top_p: Input should be less than or equal to 1"),
         ({"a-b[c]": 1}, "a-b[c]: Extra inputs are not permitted"),
@@ -211,6 +263,17 @@ def test_a_completion_is_refused_with_the_key_and_what_is_wrong_there(changes, r
 def test_a_chat_is_refused_with_the_message_and_what_is_wrong_there(messages, reason, client):
     refused = post(client, CHAT, chat() | {"messages": messages})
     assert (refused.status_code, refused.json()["error"]["message"]) == (400, reason)
+
+
+def test_likely_tokens_are_told_with_log_probabilities_only(client):
+    refused = client.post(CHAT, json=chat(top_logprobs=2))
+    reason = "top_logprobs: nothing is told without logprobs; set that to true, too"
+    assert (refused.status_code, refused.json()["error"]["message"]) == (400, reason)
+    assert client.post(CHAT, json=chat(top_logprobs=21, logprobs=True)).status_code == 400
+    bare = client.post(CHAT, json=chat(logprobs=True)).json()["choices"][0]["logprobs"]["content"]
+    assert bare and all(each["top_logprobs"] == [] for each in bare)
+    for off in (None, False):
+        assert client.post(CHAT, json=chat(logprobs=off)).json()["choices"][0]["logprobs"] is None
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def test_openais_client_gets_several_answers_and_sends_tokens_and_parts(client, 
     assert [choice.text for choice in done.choices] == alone
     assert done.usage.prompt_tokens_cut == policy.template.left_out(TEXT)
     messages = [{"role": "user", "content": [{"type": "text", "text": TEXT}]}]
-    said = client.chat.completions.create(messages=messages, logprobs=None, **asked)
+    said = client.chat.completions.create(messages=messages, logprobs=True, top_logprobs=1, **asked)
+    assert all(each.logprob <= each.top_logprobs[0].logprob for each in said.choices[0].logprobs.content)
     assert [choice.message.content for choice in said.choices] == alone
     parts, streamed = ["", ""], client.chat.completions.create(messages=messages, stream=True, **asked)
     for part in streamed:

@@ -59,7 +59,7 @@ messages = st.lists(
 known = {
     "prompt": words | tokens | st.lists(tokens | words, max_size=3),
     "messages": messages,
-    "n": few, "best_of": few, "seed": few, "logprobs": few, "top_logprobs": few,
+    "n": few, "best_of": few, "seed": few, "logprobs": few | st.booleans(), "top_logprobs": few,
     "max_tokens": few | st.just(1e9), "max_completion_tokens": few,
     "top_p": st.none() | st.floats(0, 1) | few, "temperature": st.none() | st.floats(0, 2) | few,
     "presence_penalty": st.sampled_from([None, 0, 0.0, 1]), "frequency_penalty": st.sampled_from([None, 0, -1]),

@@ -22,29 +22,9 @@ from clp_lightning.serving import batch
 from clp_lightning.serving import engine as serving
 from clp_lightning.serving.bodies import Limits, Message, Prompts, Steered, Tokens
 from clp_lightning.serving.refusals import Refused
+from clp_lightning.serving.replies import Shape, Spelled
 
 CUT = "X-CLP-Prompt-Tokens-Cut"  # header: tokens of the prompts that were beyond the policy's limit
-
-
-class Shape(NamedTuple):
-    """How OpenAI writes one kind of answer: names of whole and streamed objects, and a choice of either."""
-
-    prefix: str
-    whole: str
-    streamed: str
-    choice: Callable[[str], dict[str, Any]]
-    delta: Callable[[str], dict[str, Any]]
-    opening: dict[str, Any]  # what the first event of an answer says besides
-
-
-COMPLETIONS = Shape(
-    "cmpl", "text_completion", "text_completion", lambda text: {"text": text}, lambda text: {"text": text}, {}
-)
-CHAT = Shape(
-    "chatcmpl", "chat.completion", "chat.completion.chunk",
-    lambda text: {"message": {"role": "assistant", "content": text}},
-    lambda text: {"delta": {"content": text}}, {"role": "assistant"},
-)  # fmt: skip
 
 
 class Service:
@@ -53,6 +33,7 @@ class Service:
     def __init__(self, engine: serving.Engine, name: str, limits: Limits) -> None:
         self.engine, self.name, self.limits = engine, name, limits
         self.objectives = engine.policy.objectives
+        self.spelling = functools.lru_cache(2**16)(lambda token: str(engine.policy.tokenizer.decode([token])))
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "clp_requests", "Requests by path and status.", ["path", "status"], registry=self.registry
@@ -117,7 +98,7 @@ class Service:
                 request = batch.request(
                     self.engine.policy, prompt, weighting, functools.partial(answers.deliver, len(answers.requests)),
                     alpha=body.alpha, temperature=body.temperature, top_p=body.top_p, seed=(body.seed + choice) % 2**63,
-                    max_tokens=most, stop=stop, streamed=body.stream,
+                    max_tokens=most, stop=stop, streamed=body.stream, alternatives=body.alternatives,
                 )  # fmt: skip
                 answers.requests.append(request)
             answers.prompt_tokens += request.prompt_tokens
@@ -134,14 +115,19 @@ class Service:
         if stream:
             events = self._events(answers, head, shape, usage=usage)
             return StreamingResponse(events, media_type="text/event-stream", headers=told)
-        ended: dict[int, tuple[str, str | None]] = {}
-        async for position, text, finish in answers.follow(self, request.is_disconnected):
-            ended[position] = text, finish
+        ended: dict[int, Change] = {}
+        async for change in answers.follow(self, request.is_disconnected):
+            ended[change.position] = change
         if len(ended) < answers.count:
             return Response(status_code=499)  # for the metrics: whoever asked has gone
         choices = [
-            {"index": position, **shape.choice(text), "finish_reason": finish, "logprobs": None}
-            for position, (text, finish) in sorted(ended.items())
+            {
+                "index": position,
+                **shape.choice(change.text),
+                "finish_reason": change.finish,
+                "logprobs": self._logprobs(answers.requests[position], shape),
+            }
+            for position, change in sorted(ended.items())
         ]
         whole = {**head, "object": shape.whole, "choices": choices, "usage": self._account(answers)}
         return JSONResponse(whole, headers=told)
@@ -153,19 +139,21 @@ class Service:
 
         With `usage` every event has that key, and one more at the end the numbers of tokens.
         """
-        sent, begun = [""] * answers.count, [False] * answers.count
+        sent, told, begun = [""] * answers.count, [0] * answers.count, [False] * answers.count
         more: dict[str, Any] = {"usage": None} if usage else {}
         try:
-            async for position, text, finish in answers.follow(self):
+            async for position, text, finish, drawn in answers.follow(self):
                 ready = text if finish else _sure(text, answers.requests[position].stop)
                 new = ready[len(sent[position]) :] if ready.startswith(sent[position]) else ""
                 if new or finish:
-                    sent[position] += new
                     added = shape.delta(new)
                     if not begun[position] and shape.opening:
                         added["delta"] = shape.opening | added["delta"]
                     begun[position] = True
-                    choice = {"index": position, **added, "finish_reason": finish, "logprobs": None}
+                    part = slice(told[position], drawn)
+                    logprobs = self._logprobs(answers.requests[position], shape, part, len(sent[position]))
+                    sent[position], told[position] = sent[position] + new, drawn
+                    choice = {"index": position, **added, "finish_reason": finish, "logprobs": logprobs}
                     yield f"data: {json.dumps({**head, 'object': shape.streamed, 'choices': [choice], **more})}\n\n"
             counts = self._account(answers)
             if usage:
@@ -173,6 +161,17 @@ class Service:
         except Refused as error:  # the status has been sent already
             yield f"data: {json.dumps({'error': {'message': error.message, 'code': error.code}})}\n\n"
         yield "data: [DONE]\n\n"
+
+    def _logprobs(
+        self, request: batch.Request, shape: Shape, part: slice = slice(None), offset: int = 0
+    ) -> dict[str, Any] | None:
+        """Return the log-probabilities of a part of an answer, `offset` characters into it; None if not asked for."""
+        if request.alternatives is None:
+            return None
+        spell = self.spelling
+        drawn = request.drawn[part]
+        told = [Spelled(spell(token), score, [(spell(o), v) for o, v in others]) for token, score, others in drawn]
+        return shape.logprobs(told, offset)
 
     def _account(self, answers: "Answers") -> dict[str, int]:
         """Count the tokens of finished answers and return OpenAI's `usage`."""
@@ -185,6 +184,15 @@ class Service:
         }  # fmt: skip
 
 
+class Change(NamedTuple):
+    """How far an answer is: its text, why it ended if it has, and how many tokens have log-probabilities."""
+
+    position: int
+    text: str
+    finish: str | None
+    drawn: int
+
+
 class Answers:
     """The answers to one HTTP request, filled from the engine's thread."""
 
@@ -192,18 +200,18 @@ class Answers:
         self.loop, self.count = loop, count
         self.requests: list[batch.Request] = []
         self.prompt_tokens, self.cut = 0, 0  # tokens of the prompts, and those that did not fit
-        self.changes: asyncio.Queue[tuple[int, str, str | None]] = asyncio.Queue()
+        self.changes: asyncio.Queue[Change] = asyncio.Queue()
 
     def deliver(self, position: int, request: batch.Request) -> None:
         """Pass on an answer's text so far; called from the engine's thread."""
-        change = position, request.text, request.finish
+        change = Change(position, request.text, request.finish, len(request.drawn))
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.loop.call_soon_threadsafe(self.changes.put_nowait, change)
 
     async def follow(
         self, service: Service, gone: Callable[[], Awaitable[bool]] | None = None
-    ) -> AsyncIterator[tuple[int, str, str | None]]:
-        """Yield position, text and reason of ending after each delivery, until all have ended; cancels them when left.
+    ) -> AsyncIterator[Change]:
+        """Yield how far an answer is after each delivery, until all have ended; cancels them when left.
 
         Ends early when `gone`, asked every second, says that nobody waits. Raises `Refused` after the service's seconds, for
         failures, and within a second of the engine's end.
@@ -223,10 +231,10 @@ class Answers:
                     if gone is not None and await gone():
                         return
                     continue
-                if change[2] == "error":
+                if change.finish == "error":
                     service.check_alive()
-                    raise Refused(500, f"the answer failed: {change[1]}")
-                left -= change[2] is not None
+                    raise Refused(500, f"the answer failed: {change.text}")
+                left -= change.finish is not None
                 yield change
         finally:
             for each in self.requests:

@@ -1,4 +1,4 @@
-"""The bodies of `clp serve`: what a request may say, and the shape of every answer, as /openapi.json tells them."""
+"""The bodies of `clp serve`: what a request may say, and what the server tells of itself, as /openapi.json has them."""
 
 import re
 from typing import Annotated, Any, Literal, NamedTuple
@@ -13,8 +13,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-
-from clp_lightning.serving.refusals import REASONS, failures
 
 
 class Limits(NamedTuple):
@@ -88,7 +86,6 @@ class Steered(BaseModel):
     presence_penalty: Zero = 0.0
     frequency_penalty: Zero = 0.0
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    logprobs: Literal[False] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -96,9 +93,15 @@ class Steered(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_nothing(cls, values: Any) -> Any:
-        return (
-            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
-        )
+        if not isinstance(values, dict):
+            return values
+        said = {key: value for key, value in values.items() if value is not None}
+        return said if said.get("logprobs") is not False else {**said, "logprobs": None}
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many of the most probable tokens are told beside each that was drawn, None for no log-probabilities."""
+        return None
 
 
 class Completion(Steered):
@@ -108,6 +111,12 @@ class Completion(Steered):
     best_of: Integer | None = None
     echo: Literal[False] = False
     suffix: Literal[""] = ""
+    logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        """The body's `logprobs`."""
+        return self.logprobs
 
     @field_validator("best_of")
     @classmethod
@@ -147,76 +156,30 @@ class Chat(Steered):
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Most | None = None
-    top_logprobs: Literal[0] = 0
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] = 0
     response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
 
+    @property
+    def alternatives(self) -> int | None:
+        """The body's `top_logprobs`, where it has `logprobs`."""
+        return self.top_logprobs if self.logprobs else None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _of_what_is_told(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("logprobs", True):
+            raise PydanticCustomError("top_logprobs", "nothing is told without logprobs; set that to true, too")
+        return value
+
     @field_validator("messages")
     @classmethod
     def _empty_system_turns_say_nothing(cls, messages: list[Message]) -> list[Message]:
         return [message for message in messages if message.content.strip() or message.role in ("user", "assistant")]
-
-
-class Usage(BaseModel):
-    """Numbers of tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_cut: int  # those that the prompts had beyond the policy's limit: it has not read them
-
-
-class Choice(BaseModel):
-    """What both kinds of answer say of one text; nothing reports log-probabilities."""
-
-    index: int
-    finish_reason: Literal["stop", "length"]
-    logprobs: None
-
-
-class Written(Choice):
-    """One text of /v1/completions."""
-
-    text: str
-
-
-class Reply(BaseModel):
-    """The policy's turn of a conversation."""
-
-    role: Literal["assistant"]
-    content: str
-
-
-class Said(Choice):
-    """One turn of /v1/chat/completions."""
-
-    message: Reply
-
-
-class Whole(BaseModel):
-    """What both kinds of answer have in common."""
-
-    id: str
-    created: int
-    model: str
-    usage: Usage
-
-
-class Completed(Whole):
-    """Answer of /v1/completions."""
-
-    object: Literal["text_completion"]
-    choices: list[Written]
-
-
-class Chatted(Whole):
-    """Answer of /v1/chat/completions."""
-
-    object: Literal["chat.completion"]
-    choices: list[Said]
 
 
 class Card(BaseModel):
@@ -245,10 +208,3 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
     running: int
     waiting: int
-
-
-def answer(model: type[Whole]) -> dict[int | str, dict[str, Any]]:
-    """Return everything that a request for an answer may get: the whole of it, a stream of its parts, or a refusal."""
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
-    description = "The answer; with `stream`, server-sent events that add to it."
-    return {200: {"model": model, "content": stream, "description": description}, **failures(*REASONS)}

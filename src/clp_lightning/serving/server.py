@@ -14,9 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
-from clp_lightning.serving.answers import CHAT, COMPLETIONS, CUT, Service, asked
-from clp_lightning.serving.bodies import Card, Cards, Chat, Chatted, Completed, Completion, Health, Steered, answer
+from clp_lightning.serving.answers import CUT, Service, asked
+from clp_lightning.serving.bodies import Card, Cards, Chat, Completion, Health, Steered
 from clp_lightning.serving.refusals import Refused, explain, failures, refusal
+from clp_lightning.serving.replies import CHAT, COMPLETIONS, Chatted, Completed, answer
 
 PATHS = ("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 
