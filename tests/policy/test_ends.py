@@ -66,7 +66,7 @@ def test_without_ends_every_response_has_all_tokens(two_ends):
 
 
 def test_folders_and_exports_have_the_same_ends(two_ends, tmp_path):
-    folder, second, expected = two_ends
+    folder, _, expected = two_ends
     policy = make_policy(folder)
     saved = folder.parent / "clp-full"
     policy.save(saved, base_model="../reference")

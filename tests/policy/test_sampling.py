@@ -95,7 +95,7 @@ def test_several_samples_are_rows_of_their_own_in_the_prompts_order(policy):
 
 def test_a_response_ends_before_the_first_stop_string(policy):
     whole = policy.generate(DOCUMENTS, LEFT, seed=1)
-    stop = [text[2:4] for text in whole if len(text) > 4][:2] + ["no such text"]
+    stop = [*[text[2:4] for text in whole if len(text) > 4][:2], "no such text"]
     assert stop[1:]
     cut_short = policy.generate(DOCUMENTS, LEFT, seed=1, stop=stop)
     assert cut_short == [text[: first_stop(text, stop)].rstrip() for text in whole] != whole

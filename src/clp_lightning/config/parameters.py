@@ -101,7 +101,9 @@ class Generation(Section):
     max_new_tokens: Positive
     template: Annotated[str, Field(pattern=TEMPLATE)]
     chat: bool  # true: the tokenizer's chat template, of which the filled template is the user's message
-    end_token: str | None  # what ends a response, where it is not the tokenizer's end-of-text token
+    end_token: (
+        str | None
+    )  # ends responses, those to learn from too; the tokenizer's and the model's own ends do in any case
 
 
 class Config(Section):

@@ -45,6 +45,9 @@ def examine(params: Path) -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             yield check()
+        except ClpError as error:
+            wrong, _, remedy = str(error).rpartition("; ")
+            yield Finding(name, "problem", wrong, remedy)
         except Exception as error:  # a doctor that dies helps nobody
             yield Finding(name, "problem", f"{type(error).__name__}: {error}", "report this with the line above")
 

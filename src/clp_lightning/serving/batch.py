@@ -71,6 +71,30 @@ class Request:
         others = list(zip(ids.tolist(), values.tolist(), strict=True))
         self.drawn.append(Drawn(token, max(float(scores[token]), LOWEST), others))
 
+    def append(self, token: int, policy: SteerablePolicy) -> None:
+        """Take the next token; an answer ends with one that ends responses, a stop string or its length, or is cancelled."""
+        self.tokens.append(token)
+        finish = None
+        if self.cancelled:
+            finish = "cancelled"
+        elif token in policy.end_ids:
+            finish = "stop"
+        elif len(self.tokens) == len(self.uniform):
+            finish = "length"
+        elif not (self.streamed or self.stop) or not self._read(policy):
+            return
+        # while it is written, the text is put together from parts; what counts is the text of all tokens
+        self.text, stopped = cut(policy.text(self.tokens), self.stop)
+        self.finish = "stop" if stopped else finish
+
+    def _read(self, policy: SteerablePolicy) -> bool:
+        """Decode what is new, and tell whether one of the stop strings is in it."""
+        self.detokenizer = self.detokenizer or Detokenizer(policy.text)
+        text = self.detokenizer(self.tokens).lstrip()
+        start = len(self.text.rstrip(UNKNOWN)) - max(map(len, self.stop), default=0)
+        self.text = text.rstrip()
+        return first_stop(text, self.stop, max(0, start)) is not None
+
     def hand_over(self) -> None:
         """Deliver what is there; where that fails, nobody reads the answer any more, and others must not suffer from it."""
         try:
@@ -160,7 +184,7 @@ class Group:
         for row, (each, token) in enumerate(zip(self.requests, drawn.tolist(), strict=True)):
             if each.alternatives is not None and token not in self.policy.end_ids:
                 each.note(token, scores[row])
-            self._write(each, token)
+            each.append(token, self.policy)
             if each.finish is None:
                 staying.append(row)
             if each.finish is not None or each.streamed:
@@ -183,29 +207,6 @@ class Group:
                 )
             tokens[warm] = draw(scores, torch.stack([each.uniform[len(each.tokens)] for each in asked])[:, None])
         return tokens
-
-    def _write(self, each: Request, token: int) -> None:
-        each.tokens.append(token)
-        finish = None
-        if each.cancelled:
-            finish = "cancelled"
-        elif token in self.policy.end_ids:
-            finish = "stop"
-        elif len(each.tokens) == len(each.uniform):
-            finish = "length"
-        elif not (each.streamed or each.stop) or not self._read(each):
-            return
-        # the text of all tokens is what counts
-        each.text, stopped = cut(self.policy.text(each.tokens), each.stop)
-        each.finish = "stop" if stopped else finish
-
-    def _read(self, each: Request) -> bool:
-        """Decode what is new, and tell whether one of the stop strings is in it."""
-        each.detokenizer = each.detokenizer or Detokenizer(self.policy.text)
-        text = each.detokenizer(each.tokens).lstrip()
-        start = len(each.text.rstrip(UNKNOWN)) - max(map(len, each.stop), default=0)
-        each.text = text.rstrip()
-        return first_stop(text, each.stop, max(0, start)) is not None
 
     def _keep(self, rows: list[int]) -> None:
         """Keep these rows only, without the columns that are padding in all of them."""

@@ -8,10 +8,10 @@ UNKNOWN = "\ufffd"  # what decoders write for half a character
 
 
 class Detokenizer:
-    """Decodes a growing list of tokens, each of them some twenty times at most, however long the list becomes.
+    """Decodes a growing list of tokens, each of them a bounded number of times, however long the list becomes.
 
     A token's text depends on those before it (a space, the rest of a character), so that what is new is the difference between
-    two texts that begin with the same settled tokens; transformers' and vLLM's streams do so too.
+    two texts that begin with the same settled tokens (as in vLLM's `detokenize_incrementally`).
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
@@ -24,10 +24,11 @@ class Detokenizer:
         """Return the text of these tokens, which must begin with those of the call before; half a character is `UNKNOWN`."""
         window = self._decode(tokens[self._begin :])
         text = self._text + window[self._known :]
-        # where the end may be half a character, the place before it is settled: one way or the other it is whole there
-        end = len(tokens) - (BYTES if window.endswith(UNKNOWN) else 0)
-        if end - self._settled >= SETTLED:
-            kept = window if end == len(tokens) else self._decode(tokens[self._begin : end])
+        open_end, waiting = window.endswith(UNKNOWN), len(tokens) - self._settled
+        if waiting >= (3 * SETTLED if open_end else SETTLED):
+            # so long no character has come to an end: these are none, and what stands before the last ones will not become one
+            end = len(tokens) - (BYTES if open_end else 0)
+            kept = self._decode(tokens[self._begin : end]) if open_end else window
             if window.startswith(kept):
                 self._text += kept[self._known :]
                 self._begin, self._settled = self._settled, end

@@ -52,6 +52,8 @@ class Engine:
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(None)  # wakes a thread that waits
         self._thread.join()
+        with contextlib.suppress(queue.Empty):
+            self._queue.get_nowait()  # it had ended before
 
     @property
     def alive(self) -> bool:
