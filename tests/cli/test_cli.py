@@ -115,3 +115,26 @@ def test_help_of_the_tools_beside_starts_no_work():
     )
     assert done.returncode == 0 and "Usage" in done.stdout and "| family |" not in done.stdout
     assert dvc_state.main(["--help"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--allow-origin", value)
+        for value in ("my.site", "null", "https://my.site/page", "https://a@b", "https://a:x", "")
+    ]
+    + [("--allow-host", value) for value in ("https://my.site", "my.site:80", "*", "a b", "")],
+)
+def test_what_no_browser_sends_is_refused_before_a_model_is_loaded(option, value):
+    ended = CliRunner().invoke(app, ["serve", option, value])
+    assert isinstance(ended.exception, UsageError)
+    assert f"{option} {value}: expected" in str(ended.exception)
+
+
+def test_names_are_checked_on_loopback_and_where_they_are_given():
+    own = {"localhost", "127.0.0.1", "::1"}
+    assert serve._hosts("127.0.0.5", []) == own | {"127.0.0.5"}
+    assert serve._hosts("::1", ["My.Site"]) == own | {"my.site"}
+    assert serve._hosts("0.0.0.0", []) == set()
+    assert serve._hosts("0.0.0.0", ["[fe80::1]"]) == own | {"0.0.0.0", "fe80::1"}
+    assert serve._origin("https://My.Site:8080/") == "https://my.site:8080" and serve._origin("*") == "*"

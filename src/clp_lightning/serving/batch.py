@@ -7,6 +7,7 @@ together stay a group of their own, and groups write in turns. Shapes: B rows, K
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,16 @@ from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.policy.tokens import check_sampling, cut, first_stop
 from clp_lightning.serving.detokenize import UNKNOWN, Detokenizer
 
+LOWEST = -9999.0  # OpenAI's log-probability of what cannot be
+
+
+class Drawn(NamedTuple):
+    """A token that was drawn, its log-probability, and the most probable ones in its place, the best first."""
+
+    token: int
+    logprob: float
+    others: list[tuple[int, float]]
+
 
 @dataclass(eq=False)
 class Request:
@@ -28,7 +39,8 @@ class Request:
 
     `prompt` are its tokens, in the template. `coefficients` [1, M] steer it, all 0 is the reference policy. `uniform` float64 [T]
     are the random numbers, T the most tokens, and `top_p` is `nucleus`. `text` is there, and delivered, after every token if
-    `streamed`, else at the end.
+    `streamed`, else at the end. With `alternatives` the tokens' log-probabilities are kept in `drawn`, with so many others: those
+    of the steered policy, whatever temperature and `top_p`.
     """
 
     prompt: Sequence[int]
@@ -39,6 +51,8 @@ class Request:
     deliver: Callable[["Request"], None]
     streamed: bool = True
     top_p: float = 1.0
+    alternatives: int | None = None
+    drawn: list[Drawn] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: str | None = None  # "stop", "length", "cancelled" or "error"
@@ -49,6 +63,13 @@ class Request:
     def prompt_tokens(self) -> int:
         """The length of the prompt."""
         return len(self.prompt)
+
+    def note(self, token: int, scores: Tensor) -> None:
+        """Keep what was drawn from `scores` [V]; JSON has no infinities."""
+        assert self.alternatives is not None
+        values, ids = scores.clamp(min=LOWEST).topk(min(self.alternatives, len(scores)))
+        others = list(zip(ids.tolist(), values.tolist(), strict=True))
+        self.drawn.append(Drawn(token, max(float(scores[token]), LOWEST), others))
 
     def append(self, token: int, policy: SteerablePolicy) -> None:
         """Take the next token; an answer ends with one that ends responses, a stop string or its length, or is cancelled."""
@@ -101,6 +122,7 @@ def request(
     max_tokens: int | None = None,
     stop: Sequence[str] = (),
     streamed: bool = True,
+    alternatives: int | None = None,
 ) -> Request:
     """Build a request that answers as `policy.generate` would with the same seed; raises `UsageError` as that does.
 
@@ -116,7 +138,7 @@ def request(
     generator = torch.Generator().manual_seed(seed)
     uniform = policy.random_numbers(1, generator, tokens)[0]
     tokens_in = _tokens(policy, prompt, coefficients)
-    return Request(tokens_in, coefficients, temperature, uniform, stop, deliver, streamed, top_p)
+    return Request(tokens_in, coefficients, temperature, uniform, stop, deliver, streamed, top_p, alternatives)
 
 
 def _tokens(policy: SteerablePolicy, prompt: str, coefficients: Tensor) -> list[int]:
@@ -160,6 +182,8 @@ class Group:
         drawn = self._next_tokens(scores)
         staying = []
         for row, (each, token) in enumerate(zip(self.requests, drawn.tolist(), strict=True)):
+            if each.alternatives is not None and token not in self.policy.end_ids:
+                each.note(token, scores[row])
             each.append(token, self.policy)
             if each.finish is None:
                 staying.append(row)
