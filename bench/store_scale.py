@@ -40,6 +40,7 @@ def write_results(folder: Path, config: Config, prompts: int) -> None:
         weights = "([" + ", ".join("NULL" if row is None else str(row) for row in rows) + "]::DOUBLE[][])"
         columns = [
             f"'{method}' AS method", "w AS weighting_id", "'prompt-' || p AS prompt_id",
+            "'service-' || p % 100 AS \"group\"",
             "'create resource ' || p || ': ' || repeat('the name of the resource ', 4) AS document",
             "'The name of resource ' || p || '.' AS reference_summary",
             "'The name of the resource ' || hash(p * 1000 + w) AS response",
@@ -59,6 +60,7 @@ def write_results(folder: Path, config: Config, prompts: int) -> None:
         summary = {
             "method": method, "objectives": list(objectives), "seed": config.seed, "training_seed": config.training.seed,
             "normalization": {name: {"mean": 0.0, "std": 1.0} for name in objectives}, "corpus_hash": "synthetic", "cost": {},
+            "computed_on": "nothing",
         }  # fmt: skip
         write_json(folder / method / "summary.json", summary)
 
@@ -98,6 +100,8 @@ def main(rows: Annotated[int, typer.Option(help="Per-prompt rows of all methods 
             "runs": lambda: store.runs(),
             "methods": lambda: store.methods(run),
             "points": lambda: store.points(run),
+            "objective": lambda: store.objective(run),
+            "by_weighting": lambda: store.by_weighting(run),
             "metrics": lambda: store.metrics(run),
             "comparisons": lambda: store.comparisons(run),
             "curves": lambda: store.curves(run),

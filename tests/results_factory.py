@@ -58,7 +58,8 @@ def write_arena(folder: Path, trainings: Sequence[Mapping[str, object]]) -> Path
         run = publish(folder / "results", store, parameters, pd.DataFrame([stage]))
     decision = {
         "run_id": run, "decided_at": pd.Timestamp("2026-01-02"), "method": "clp-full", "challenger": "abc",
-        "champion": None, "promoted": True, "reasons": [], "hypervolume": 9.5, "rule": "{}", "kl": 1.0,
+        "champion": None, "promoted": True, "reasons": [], "statistic": "mean_j", "value": 0.6, "other_value": 0.0,
+        "rule": "{}", "kl": 1.0, "prompts": 24,
     }  # fmt: skip
     record_decision(store, decision)
     return store
@@ -85,6 +86,7 @@ def write_method(folder: Path, config: Config, method: str, reach: float, *, noi
                 "method": method,
                 "weighting_id": weighting_id,
                 "prompt_id": f"service-{p:03d}",
+                "group": f"group-{p // 2:03d}",
                 "document": f"{name} (service {p})\nThe operation for {name} <b>creates</b> a *new* resource here.",
                 "reference_summary": f"Creates a {name} resource.",
                 "response": " ".join(words[:length]) + (f" [{method}]" if method != "reference" else ""),
@@ -108,13 +110,14 @@ def write_method(folder: Path, config: Config, method: str, reach: float, *, noi
         "stored_parameters": 2_442_240 if trained else 134_515_008,
         "models": 1,
         "forward_passes_per_token": 1,
-    }
+    } | ({"computed_on": "float32, cpu, 2 threads"} if trained else {})
     summary = {
         "method": method,
         "objectives": list(objectives),
         "normalization": {name: {"mean": 1.0, "std": 2.0} for name in objectives},
         "seed": config.seed,
         "training_seed": config.training.seed,
+        "computed_on": "float32, cpu, 2 threads",
         "weights_hash": f"hash of {method}",
         "corpus_hash": "c0ffee",
         "cost": cost,

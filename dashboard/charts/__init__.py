@@ -16,7 +16,8 @@ from charts.drawing import (
     weighting,
 )
 from charts.many import parallel_figure, rotatable_figure, ternary_figure
-from charts.plane import add_stars, attainment_bands, frontier_figure, hypervolume_figure, stairs
+from charts.objective import ahead_figure, objective_figure
+from charts.plane import add_stars, attainment_bands, frontier_figure, metric_figure, stairs
 
 __all__ = [
     "FAINT",
@@ -25,13 +26,15 @@ __all__ = [
     "REFERENCE_COLOUR",
     "Key",
     "add_stars",
+    "ahead_figure",
     "attainment_bands",
     "cost_figure",
     "drawn",
     "frontier_figure",
     "history_figure",
-    "hypervolume_figure",
     "matrix_figure",
+    "metric_figure",
+    "objective_figure",
     "parallel_figure",
     "rotatable_figure",
     "shade",

@@ -32,8 +32,8 @@ def matrix_figure(values: pd.DataFrame, what: str) -> go.Figure:
     )  # fmt: skip
 
 
-def cost_figure(benefit: pd.DataFrame, cost: str, label: str, styles: Styles) -> go.Figure:
-    """Hypervolume with its interval against a cost; columns method, value, low, high and the cost."""
+def cost_figure(benefit: pd.DataFrame, cost: str, label: str, styles: Styles, metric: str) -> go.Figure:
+    """A metric with its interval against a cost; columns method, value, low, high and the cost."""
     traces: list[Trace] = []
     for row in benefit.itertuples():
         colour, symbol = styles[row.method]
@@ -42,11 +42,11 @@ def cost_figure(benefit: pd.DataFrame, cost: str, label: str, styles: Styles) ->
             marker={"color": colour, "symbol": symbol, "size": 16 if row.method == REFERENCE else 13},
             error_y={"type": "data", "symmetric": False, "array": [row.high - row.value],
                      "arrayminus": [row.value - row.low], "color": colour, "thickness": 1.6, "width": 4},
-            hovertemplate=f"{html.escape(row.method)}<br>hypervolume {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
+            hovertemplate=f"{html.escape(row.method)}<br>{metric} {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]"
                           f"<br>{html.escape(label)} %{{x:,.6~g}}<extra></extra>",
         )  # fmt: skip
     height = 420 if len(benefit) <= FEW else 520
-    return drawn(traces, height, {"title": label, "rangemode": "tozero"}, {"title": "hypervolume"})
+    return drawn(traces, height, {"title": label, "rangemode": "tozero"}, {"title": metric})
 
 
 def steering_figure(
@@ -99,8 +99,10 @@ def strength_figure(strengths: pd.DataFrame, styles: Styles) -> go.Figure:
     return drawn(traces, 400, {"title": "KL strength alpha"}, kl)
 
 
-def history_figure(history: pd.DataFrame, styles: Styles, promoted: Collection[tuple[str, str]] = ()) -> go.Figure:
-    """Hypervolume of every method over the runs, oldest first; columns run_id, published_at, method, value, low, high.
+def history_figure(
+    history: pd.DataFrame, styles: Styles, metric: str, promoted: Collection[tuple[str, str]] = ()
+) -> go.Figure:
+    """A metric of every method over the runs, oldest first; columns run_id, published_at, method, value, low, high.
 
     Points whose (run_id, method) is in `promoted` have a ring.
     """
@@ -118,7 +120,7 @@ def history_figure(history: pd.DataFrame, styles: Styles, promoted: Collection[t
                      "arrayminus": (own.value - own.low).tolist(), "color": faint(colour, 0.5), "thickness": 1.2, "width": 0},
             customdata=np.stack([own.run_id, own.published_at.dt.strftime("%Y-%m-%d %H:%M")], axis=1).tolist(),
             hovertemplate=f"{html.escape(method)}<br>%{{customdata[1]}} UTC<br>run %{{customdata[0]}}"
-                          "<br>hypervolume %{y:.2f}<extra></extra>",
+                          f"<br>{metric} %{{y:.2f}}<extra></extra>",
         )  # fmt: skip
     crowned = history[[pair in promoted for pair in zip(history.run_id, history.method, strict=True)]]
     if len(crowned):
@@ -127,7 +129,7 @@ def history_figure(history: pd.DataFrame, styles: Styles, promoted: Collection[t
             mode="markers", hoverinfo="skip", marker={"symbol": "circle-open", "size": 22, "color": INK, "line": {"width": 2}},
         )  # fmt: skip
     runs = {"title": "run, oldest first", "dtick": max(1, len(order) // 12), "range": [0.5, len(order) + 0.5]}
-    return drawn(traces, 400, runs, {"title": "hypervolume"})
+    return drawn(traces, 400, runs, {"title": metric})
 
 
 def stages_figure(stages: pd.DataFrame) -> go.Figure:

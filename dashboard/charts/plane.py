@@ -1,4 +1,4 @@
-"""The frontier in the plane of two objectives, and hypervolumes beside each other."""
+"""The frontier in the plane of two objectives, and a metric of all methods beside each other."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,13 @@ def frontier_figure(
     styles: Styles,
     axes: tuple[str, str] | None = None,
     samples: Mapping[Key, str] | None = None,
+    unit: str = "standardized",
 ) -> go.Figure:
     """Mean rewards of every method with 95 % bars; with two objectives each method's non-dominated front is a line.
 
     Points that another point of their method dominates are hollow. `axes` chooses two of the objectives (the first two by
     default); a single objective is drawn as a row per method. `samples` has an answer for (method, weighting_id), shown with
-    the point. Each point carries that pair as its custom data.
+    the point. Each point carries that pair as its custom data. `unit` is what the axes' titles have in brackets.
     """
     x, y = axes or (objectives[0], objectives[1] if len(objectives) > 1 else "")
     methods = list(points.method.unique())
@@ -57,7 +58,7 @@ def frontier_figure(
             traces += _label_ends(own, objectives, (x, y), colour)
     rows = {"tickvals": [-row for row in range(len(methods))], "ticktext": methods}
     return drawn(
-        traces, 520, {"title": f"{x} (standardized)"}, {"title": f"{y} (standardized)"} if y else rows,
+        traces, 520, {"title": f"{x} ({unit})"}, {"title": f"{y} ({unit})"} if y else rows,
         clickmode="event+select", dragmode=False,
     )  # fmt: skip
 
@@ -120,22 +121,22 @@ def add_stars(figure: go.Figure, stars: Sequence[tuple[str, float, float, str]])
     return figure
 
 
-def hypervolume_figure(metrics: pd.DataFrame, styles: Styles) -> go.Figure:
-    """Hypervolume of every method with its 95 % interval, one row each, the best on top."""
-    volumes = metrics[metrics.metric == "hypervolume"].sort_values("value")
+def metric_figure(metrics: pd.DataFrame, metric: str, title: str, styles: Styles) -> go.Figure:
+    """A metric of every method with its 95 % interval, one row each, the best on top."""
+    volumes = metrics[metrics.metric == metric].sort_values("value")
     traces: list[Trace] = []
     for _, row in volumes.iterrows():
         colour, symbol = styles[row.method]
         traces += scatter(
             name=html.escape(row.method), x=[row.value], y=[html.escape(row.method)], mode="markers+text",
-            text=[f"<b>{row.value:.2f}</b>"], textposition="top center", textfont={"color": colour, "size": 14},
+            text=[f"<b>{row.value:z.2f}</b>"], textposition="top center", textfont={"color": colour, "size": 14},
             marker={"color": colour, "symbol": symbol, "size": 17 if row.method == REFERENCE else 12},
             error_x={"type": "data", "symmetric": False, "array": [row.high - row.value],
                      "arrayminus": [row.value - row.low], "color": colour, "thickness": 2.5, "width": 5},
             hovertemplate=f"{row.value:.2f}, 95 % [{row.low:.2f}, {row.high:.2f}]<extra></extra>",
         )  # fmt: skip
     return drawn(
-        traces, 110 + (62 if len(volumes) <= FEW else 40) * len(volumes), {"title": "hypervolume"},
+        traces, 110 + (62 if len(volumes) <= FEW else 40) * len(volumes), {"title": title},
         {"range": [-0.5, len(volumes) - 0.3], "showgrid": False}, margin={"l": room(volumes.method), "t": 14},
         showlegend=False,
     )  # fmt: skip

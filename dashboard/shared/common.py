@@ -26,6 +26,12 @@ class View(NamedTuple):
     points: pd.DataFrame
     metrics: pd.DataFrame
     styles: dict[str, tuple[str, str]]
+    values: pd.DataFrame  # J by weighting; no rows in a run that has none
+
+    @property
+    def leads(self) -> str:
+        """The metric that methods are ordered by: mean J, or the hypervolume where a run has no J."""
+        return "mean_j" if (self.metrics.metric == "mean_j").any() else "hypervolume"
 
 
 def guarded(title: str, lead: str, draw: Callable[[Store], None], store: Store) -> None:
@@ -104,8 +110,28 @@ def choose_view(store: Store, *, methods: bool = True) -> View:
     return View(
         run, run_id, run["objectives"], chosen, points[points.method.isin(chosen)],
         metrics[metrics.method.isin(chosen) & (metrics.target.isna() | ~metrics.target.isin(set(everything) - set(chosen)))],
-        method_styles(everything),
+        method_styles(everything), (values := store.objective(run_id))[values.method.isin(chosen)],
     )  # fmt: skip
+
+
+VECTORS = {"rewards": "Rewards", "regularized": "Regularized"}  # what frontiers are drawn of
+
+
+def choose_vectors(store: Store, view: View) -> tuple[str, View]:
+    """Let the user switch to (1 - alpha) R - alpha KL, which KL cannot buy; return the choice and the view of it.
+
+    A run that has none (its weightings are KL strengths, or it is too old) has no switch.
+    """
+    points = store.points(view.run_id, regularized=True)
+    if points.empty:
+        return "rewards", view
+    kind = st.segmented_control(
+        "Frontiers of", list(VECTORS), default="rewards", format_func=VECTORS.__getitem__, key="vectors", bind="query-params",
+        required=True, help="Regularized: (1 - alpha) R - alpha KL of each reward R. Rewards alone can be bought with KL.",
+    )  # fmt: skip
+    if kind == "rewards":
+        return kind, view
+    return kind, view._replace(points=points[points.method.isin(view.methods)])
 
 
 def choose_run(store: Store, label: str = "Run", key: str = "run") -> str | None:

@@ -12,7 +12,23 @@ class Explanation(NamedTuple):
 
 
 METRICS = {
+    "mean_j": Explanation(
+        "mean J", "What training maximizes, (1 - alpha) w·R - alpha KL, averaged over the weightings. More is better.", 3
+    ),
+    "mean_regret": Explanation(
+        "regret", "How much more J the best method at each weighting has, on average. Less is better.", 3
+    ),
+    "mean_kl": Explanation("KL", "KL to the reference policy in nats per answer: what rewards are bought with."),
     "hypervolume": Explanation("hypervolume", "The space the frontier encloses above the reference point. More is better."),
+    "hypervolume_above_reference": Explanation(
+        "above the reference", "The space the frontier encloses above what the reference policy itself reaches. More is better."
+    ),
+    "regularized_hypervolume": Explanation(
+        "regularized", "The hypervolume of (1 - alpha) R - alpha KL, which KL cannot buy. More is better."
+    ),
+    "regularized_hypervolume_above_reference": Explanation(
+        "regularized, above the reference", "The same above what the reference policy itself reaches. More is better."
+    ),
     "expected_utility": Explanation(
         "expected utility", "What a user gets on average who may pick the best of all points for their weighting. More is better."
     ),
@@ -33,13 +49,20 @@ METRICS = {
 }  # fmt: skip
 
 PAIRS = {
+    "mean_j": Explanation(
+        "J ahead", "Probability that the row's mean J is larger than the column's, from the paired bootstrap over groups of "
+        "prompts."
+    ),
     "dominated_share": Explanation(
         "Points dominated", "Share of the column's points that some point of the row beats in one objective and equals or beats "
         "in all."
     ),
     "hypervolume": Explanation(
         "Hypervolume ahead", "Probability that the row's hypervolume is larger than the column's, from the paired bootstrap over "
-        "prompts."
+        "groups of prompts."
+    ),
+    "regularized_dominated_share": Explanation(
+        "Regularized points dominated", "The same share of the points (1 - alpha) R - alpha KL, which KL cannot buy."
     ),
     "dominates_all": Explanation(
         "Dominates all", "Share of resamples of the prompts in which the row dominates every point of the column."

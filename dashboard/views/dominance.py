@@ -3,7 +3,7 @@
 import charts
 import pandas as pd
 import streamlit as st
-from shared.common import View, choose_view, download, guarded, plain, show
+from shared.common import VECTORS, View, choose_vectors, choose_view, download, guarded, plain, show
 from shared.explanations import COSTS, METRICS, PAIRS
 from shared.tables import LABEL, Column, show_table
 
@@ -12,6 +12,7 @@ from clp_lightning.store.queries import Store
 from clp_lightning.store.runs import over_seeds, siblings
 
 PLACE = 2  # among the pages
+ABOVE = {"point": "The reference point", "reference": "The reference policy"}
 
 
 def page(store: Store) -> None:
@@ -24,8 +25,10 @@ def _page(store: Store) -> None:
     view = choose_view(store)
     st.markdown(_verdict(store, view))
     st.header("Every method against every other")
+    there = {*view.metrics.metric, *store.comparisons(view.run_id).statistic}
+    kinds = [name for name in PAIRS if name in there]
     kind = st.segmented_control(
-        "Statistic", list(PAIRS), default="dominated_share", format_func=lambda name: PAIRS[name].title, key="statistic",
+        "Statistic", kinds, default=kinds[0], format_func=lambda name: PAIRS[name].title, key="statistic",
         bind="query-params", required=True,
     )  # fmt: skip
     values = pair_matrix(store, view, kind)
@@ -42,23 +45,30 @@ def _page(store: Store) -> None:
 
 
 def _verdict(store: Store, view: View) -> str:
-    """Say in one sentence who is ahead of whom and how sure that is."""
-    volumes = view.metrics[view.metrics.metric == "hypervolume"].sort_values("value", ascending=False)
-    if len(volumes) < 2:
+    """Say in one sentence who is ahead of whom, how sure that is, and what KL both have."""
+    leads = view.leads
+    values = view.metrics[view.metrics.metric == leads].sort_values("value", ascending=False)
+    if len(values) < 2:
         return "There is one method only."
-    first, second = volumes.method.iloc[0], volumes.method.iloc[1]
+    first, second = values.method.iloc[0], values.method.iloc[1]
     compared = store.comparisons(view.run_id)
     pair = compared[
-        (compared.statistic == "hypervolume")
+        (compared.statistic == leads)
         & (compared.method_a.isin([first, second]) & compared.method_b.isin([first, second]))
-    ].iloc[0]
+    ]
+    if pair.empty:
+        return f"{plain(first)} and {plain(second)} were given no weighting in common."
+    pair = pair.iloc[0]
     sign = 1 if pair.method_a == first else -1
     low, high = sorted((sign * pair.low, sign * pair.high))
     probability = pair.probability if sign == 1 else 1 - pair.probability
     shown = "the interval excludes 0" if low > 0 else "**neither is shown to be better**"
+    what = "has the largest mean J" if leads == "mean_j" else "encloses most"
+    kl = view.metrics[view.metrics.metric == "mean_kl"].set_index("method").value
+    paid = f" Their KL is {kl[first]:.2f} and {kl[second]:.2f} nats." if len(kl) else ""
     return (
-        f"**{plain(first)}** encloses most, {sign * pair.difference:.2f} more than {plain(second)} "
-        f"(95 % interval {low:.2f} to {high:.2f}): ahead with probability {probability:.0%}, {shown}. "
+        f"**{plain(first)}** {what}, {sign * pair.difference:.3f} more than {plain(second)} "
+        f"(95 % interval {low:.3f} to {high:.3f}): ahead with probability {probability:.0%}, {shown}.{paid} "
         + _over_seeds(store, view, (first, second))
     )
 
@@ -68,23 +78,25 @@ def _over_seeds(store: Store, view: View, pair: tuple[str, str]) -> str:
     same = siblings(store, view.run_id)
     if len(same) < 2:
         return "Another training seed may fall otherwise: the interval covers the choice of prompts only."
-    pooled = _pooled(store, store.identity(), tuple(run["run_id"] for run in same), pair)
+    pooled = _pooled(store, store.identity(), tuple(run["run_id"] for run in same), pair, view.leads)
     if pooled is None:
         return "The other training seeds lack one of the two."
     value, low, high = pooled
     verdict = "the interval excludes 0" if low > 0 or high < 0 else "**neither is shown to be better**"
-    return f"Over {len(same)} training seeds and the prompts together {value:.2f} more ({low:.2f} to {high:.2f}): {verdict}."
+    return f"Over {len(same)} training seeds and the prompts together {value:.3f} more ({low:.3f} to {high:.3f}): {verdict}."
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def _pooled(
-    _store: Store, publication: tuple[int, int] | None, run_ids: tuple[str, ...], pair: tuple[str, str]
+    _store: Store, publication: tuple[int, int] | None, run_ids: tuple[str, ...], pair: tuple[str, str], metric: str
 ) -> tuple[float, float, float] | None:
-    """Return the difference in hypervolume of a pair over several runs, with its interval; None if one run lacks a method."""
+    """Return the difference in a metric of a pair over several runs, with its interval; None if one run lacks a method."""
     found = over_seeds(_store, [_store.run(run_id) for run_id in run_ids], pair)["differences"]
     if not found:
         return None
-    (((first, _), estimate),) = found.items()
+    (((first, _), measures),) = found.items()
+    if (estimate := measures.get(metric)) is None:
+        return None
     sign = 1 if first == pair[0] else -1
     low, high = sorted((sign * estimate.low, sign * estimate.high))
     return sign * estimate.value, low, high
@@ -93,9 +105,9 @@ def _pooled(
 def pair_matrix(store: Store, view: View, kind: str) -> pd.DataFrame:
     """Return a statistic of PAIRS for every row method against every column method."""
     values = pd.DataFrame(float("nan"), index=view.methods, columns=view.methods)
-    if kind == "hypervolume":
+    if kind in ("mean_j", "hypervolume"):
         compared = store.comparisons(view.run_id)
-        for row in compared[compared.statistic == "hypervolume"].itertuples():
+        for row in compared[compared.statistic == kind].itertuples():
             if row.method_a in view.methods and row.method_b in view.methods:
                 values.loc[row.method_a, row.method_b] = row.probability
                 values.loc[row.method_b, row.method_a] = 1 - row.probability
@@ -107,26 +119,34 @@ def pair_matrix(store: Store, view: View, kind: str) -> pd.DataFrame:
 
 
 def _volumes_and_costs(store: Store, view: View) -> None:
+    kind, _ = choose_vectors(store, view)
+    prefix = "" if kind == "rewards" else "regularized_"
     left, right = st.columns(2, gap="large")
     with left:
         st.header("Hypervolume")
+        above = st.segmented_control(
+            "Above", ["point", "reference"], default="point", format_func=ABOVE.__getitem__, key="above", bind="query-params",
+            required=True,
+        )  # fmt: skip
+        metric = f"{prefix}hypervolume" + ("_above_reference" if above == "reference" else "")
         show(
-            charts.hypervolume_figure(view.metrics, view.styles),
+            charts.metric_figure(view.metrics, metric, "hypervolume", view.styles),
             "hypervolume",
-            "Hypervolume of every method with its 95 % interval",
+            f"Hypervolume of every method, {kind}, with its 95 % interval",
         )
         point = ", ".join(f"{value:g}" for value in view.run["reference_point"])
-        st.caption(f"Above the reference point ({point}), with 95 % intervals.")
+        where = f"the point ({point})" if above == "point" else "what the reference policy itself reaches"
+        st.caption(f"Of {VECTORS[kind].lower()}, above {where}, with 95 % intervals.")
     with right:
         st.header("Benefit beside cost")
         cost = st.selectbox("Cost", list(COSTS), format_func=COSTS.__getitem__, key="cost", bind="query-params")
         costs = store.methods(view.run_id)[["method", cost]]
-        volumes = view.metrics[view.metrics.metric == "hypervolume"][["method", "value", "low", "high"]]
-        benefit = volumes.merge(costs, on="method").dropna(subset=cost)
+        own = view.metrics[view.metrics.metric == view.leads][["method", "value", "low", "high"]]
+        benefit, name = own.merge(costs, on="method").dropna(subset=cost), METRICS[view.leads].title
         show(
-            charts.cost_figure(benefit, cost, COSTS[cost], view.styles),
+            charts.cost_figure(benefit, cost, COSTS[cost], view.styles, name),
             "cost-figure",
-            f"Hypervolume against {COSTS[cost]}",
+            f"{name} against {COSTS[cost]}",
         )
         st.caption("Further up is better, further left is cheaper.")
 

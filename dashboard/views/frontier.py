@@ -6,7 +6,7 @@ import charts
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
-from shared.common import View, choose_view, guarded, plain, show, without_reference
+from shared.common import View, choose_vectors, choose_view, guarded, plain, show, without_reference
 from shared.tables import LABEL, Column, show_answers, show_table
 from shared.texts import texts
 
@@ -23,8 +23,10 @@ PICTURES = {
     "plane": "Two objectives", "weightings": "Triangle of weightings", "rotatable": "All three, in 3D",
     "parallel": "All objectives",
 }  # fmt: skip
+UNITS = {"rewards": "standardized", "regularized": "(1 - alpha) R - alpha KL"}
 CLICKED = 12  # answers shown of a point that was clicked
 FEW_PAIRS = 6
+FEW_METHODS = 4  # with a column each in the table of dominated points
 
 
 def page(store: Store) -> None:
@@ -39,14 +41,15 @@ def _page(store: Store) -> None:
         f"Run {view.run_id}, published {run['published_at']:%d %B %Y, %H:%M} UTC. Every point is one weighting of the "
         f"rewards: the mean over {run['prompts']} unseen prompts, with 95 % intervals. Up and to the right is better."
     )
-    _picture(store, view)
+    kind, drawn = choose_vectors(store, view)
+    _picture(store, drawn, kind)
     _methods(store, view)
     st.header("What the policies write")
     texts(store, view)
     _provenance(run)
 
 
-def _picture(store: Store, view: View) -> None:
+def _picture(store: Store, view: View, vectors: str) -> None:
     """Draw the frontier in one of the ways that the number of objectives allows; a point that is clicked shows its texts."""
     objectives = view.objectives
     kinds = KINDS[min(len(objectives), 4)]
@@ -88,9 +91,11 @@ def _picture(store: Store, view: View) -> None:
         )
     else:
         axes = _choose_axes(objectives)
-        figure = charts.frontier_figure(view.points, objectives, view.styles, axes, _samples(store, view))
-        band = _bands(store, view, figure)
-        alt = "Mean rewards of every method and weighting with 95 % intervals"
+        figure = charts.frontier_figure(
+            view.points, objectives, view.styles, axes, _samples(store, view), UNITS[vectors]
+        )
+        band = _bands(store, view, figure, regularized=vectors == "regularized")
+        alt = f"Mean {vectors} of every method and weighting with 95 % intervals"
         clicked = show(figure, "frontier", alt, on_select="rerun", selection_mode="points")
         legend = "Hollow points are dominated by another point of their method. Click a point to read its texts."
         labelled = len(objectives) == 2 and len(view.methods) <= charts.FEW
@@ -106,14 +111,14 @@ def _samples(store: Store, view: View) -> dict[charts.Key, str]:
     return {(row.method, int(row.weighting_id)): row.response for row in texts.itertuples()}
 
 
-def _bands(store: Store, view: View, figure: go.Figure) -> str:
+def _bands(store: Store, view: View, figure: go.Figure, *, regularized: bool) -> str:
     """Offer bands over training seeds where the store has several; return what they mean once they are drawn."""
     if len(view.objectives) != 2:
         return ""
     same = siblings(store, view.run_id)
     if len(same) < 2 or not st.toggle(f"Bands over {len(same)} training seeds", key="bands", bind="query-params"):
         return ""
-    surfaces = attainment(store, same, (1 / len(same), 0.5, 1.0))
+    surfaces = attainment(store, same, (1 / len(same), 0.5, 1.0), regularized=regularized)
     shown = {method: surfaces[method] for method in view.methods if method in surfaces}
     charts.attainment_bands(figure, shown, view.styles)
     seeds = ", ".join(str(run["training_seed"]) for run in same)
@@ -157,20 +162,33 @@ def _methods(store: Store, view: View) -> None:
     result = _compared(store, store.identity(), view.run_id)
     left, right = st.columns([4, 6], gap="large")
     with left:
+        if view.leads == "mean_j":
+            st.subheader("Mean J")
+            show(
+                charts.metric_figure(view.metrics, "mean_j", "mean J", view.styles),
+                "mean-j",
+                "Mean J of every method with its 95 % interval",
+            )
+            st.caption(
+                "What training maximizes, (1 - alpha) w·R - alpha KL, averaged over the weightings. Larger is better."
+            )
         st.subheader("Hypervolume")
         show(
-            charts.hypervolume_figure(view.metrics, view.styles),
+            charts.metric_figure(view.metrics, "hypervolume", "hypervolume", view.styles),
             "hypervolume",
             "Hypervolume of every method with its 95 % interval",
         )
         point = ", ".join(f"{value:g}" for value in view.run["reference_point"])
-        st.caption(f"The space a frontier encloses above the reference point ({point}). Larger is better.")
+        st.caption(
+            f"The space a frontier of rewards encloses above the reference point ({point}). Larger is better, but it can be "
+            "bought with KL, which mean J charges."
+        )
     with right:
         st.subheader("Paired differences")
         pairs = [
             pair
             for pair in result["comparisons"]
-            if pair["statistic"] == "hypervolume"
+            if pair["statistic"] == view.leads
             and set(pair["methods"]) <= set(view.methods)
             and (REFERENCE not in pair["methods"] or len(view.methods) == 2)
         ]
@@ -181,10 +199,11 @@ def _methods(store: Store, view: View) -> None:
             st.markdown(sentences or "There is one method only.")
         st.caption(f"The same resamples of the prompts for both methods. {CAVEAT}")
         columns = _method_table(result, view.methods)
-        title = "Steerability" if len(columns) == 1 + len(view.objectives) else "Dominated points and steerability"
+        dominance = any(column.title.startswith("dominates ") for column in columns)
+        title = "KL, dominated points and steerability" if dominance else "KL and steerability"
         st.subheader(title)
         show_table(columns, title)
-        if title != "Steerability":
+        if dominance:
             st.caption(
                 "Dominates: the share of the named method's points that some point of the row's method beats in one "
                 "objective and equals or beats in all."
@@ -193,10 +212,11 @@ def _methods(store: Store, view: View) -> None:
 
 
 def _method_table(result: dict, shown: list[str]) -> list[Column]:
-    """Return a row per method, a column per method that it dominates (of a few) and per objective."""
+    """Return a row per method, KL, a column per method that it dominates (of a few) and per objective."""
     methods = {method["method"]: method for method in result["methods"] if method["method"] in shown}
     columns = [Column("method", methods, LABEL)]
-    for other in methods if 1 < len(methods) <= FEW_PAIRS else []:
+    columns.append(Column("KL", [method["mean_kl"] for method in methods.values()], ".2f"))
+    for other in methods if 1 < len(methods) <= FEW_METHODS else []:
         shares = [method["dominated_share"].get(other) for method in methods.values()]
         columns.append(Column(f"dominates {other}", [share and share["value"] for share in shares], ".0%"))
     for objective in result["objectives"]:
@@ -209,9 +229,11 @@ def _provenance(run: dict) -> None:
     with st.expander("How this run was made"):
         scales = ", ".join(f"{n}: mean {s['mean']:.4g}, std {s['std']:.4g}" for n, s in run["normalization"].items())
         commit = run["code_commit"] if pd.notna(run["code_commit"]) else "not known"
+        computed_on = run["computed_on"]["evaluation"] if run["computed_on"] else "a machine that was not recorded"
         st.text(
             f"Standardization of the rewards (measured on the reference policy): {scales}\n"
             f"Seed {run['seed']}, corpus {run['corpus_hash']}, {run['bootstrap_draws']} bootstrap resamples\n"
+            f"Evaluated on {computed_on}\n"
             f"Code {commit}\n" + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
         )
         st.json(run["params"], expanded=False)

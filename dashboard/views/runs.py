@@ -9,12 +9,21 @@ import charts
 import pandas as pd
 import streamlit as st
 from shared.common import choose_run, download, guarded, show
+from shared.explanations import METRICS
 
 from clp_lightning.errors import ClpError
 from clp_lightning.report.labels import method_styles
 from clp_lightning.store.queries import Store
 
 PLACE = 6  # among the pages
+SHOWN = (
+    "mean_j",
+    "mean_kl",
+    "hypervolume",
+    "hypervolume_above_reference",
+    "regularized_hypervolume",
+    "worst_objective",
+)
 
 
 def page(store: Store) -> None:
@@ -23,17 +32,21 @@ def page(store: Store) -> None:
 
 
 def _page(store: Store) -> None:
-    runs, history, decisions = store.runs(), store.history(), store.decisions()
+    runs, decisions = store.runs(), store.decisions()
     store.run()
     st.info(champion_sentence(store.path.parent / "models" / "champion.json"), icon=":material/trophy:")
     st.link_button("Scheduled runs in Prefect", f"{prefect_address()}/runs", icon=":material/open_in_new:")
-    st.header("Hypervolume over the runs")
+    metric = st.selectbox(
+        "Measure", SHOWN, format_func=lambda name: METRICS[name].title, key="measure", bind="query-params"
+    )
+    history, title = store.history(metric), METRICS[metric].title
+    st.header(f"{title[0].upper()}{title[1:]} over the runs")
     crowned = decisions[decisions.promoted]
     promoted = set(zip(crowned.run_id, crowned.method, strict=True))
     show(
-        charts.history_figure(history, method_styles(history.method.unique()), promoted),
+        charts.history_figure(history, method_styles(history.method.unique()), title, promoted),
         "history",
-        "Hypervolume of every method over the runs",
+        f"{title} of every method over the runs",
     )
     st.caption("Runs on other prompts or axes are not comparable by height.")
     _decisions(decisions, runs)
@@ -71,18 +84,20 @@ def _decisions(decisions: pd.DataFrame, runs: pd.DataFrame) -> None:
         return
     shown = pd.DataFrame({
         "when": decisions.decided_at, "outcome": decisions.promoted.map({True: "promoted", False: "refused"}),
-        "method": decisions.method, "challenger": decisions.challenger, "champion": decisions.champion,
-        "hypervolume": decisions.hypervolume, "champion's": decisions.champion_hypervolume,
+        "method": decisions.method, "challenger": decisions.challenger,
+        "against": decisions.champion.fillna("reference policy"),
+        "statistic": decisions.statistic, "value": decisions.value, "the other's": decisions.other_value,
         "difference": decisions.difference, "probability": decisions.probability, "KL": decisions.kl,
-        "length ratio": decisions.length_ratio, "reasons": ["; ".join(reasons) for reasons in decisions.reasons],
+        "length ratio": decisions.length_ratio, "prompts": decisions.prompts,
+        "reasons": ["; ".join(reasons) for reasons in decisions.reasons],
         "run": decisions.run_id,
     })  # fmt: skip
     number = st.column_config.NumberColumn(format="%.2f")
     st.dataframe(
         shown, hide_index=True, width="stretch", alt="Every promotion and refusal with its figures",
         column_config={
-            **dict.fromkeys(("hypervolume", "champion's", "difference", "KL", "length ratio"), number),
-            "probability": st.column_config.NumberColumn(format="percent", help="That the challenger's hypervolume is larger."),
+            **dict.fromkeys(("value", "the other's", "difference", "KL", "length ratio"), number),
+            "probability": st.column_config.NumberColumn(format="percent", help="That the challenger's value is larger."),
             "when": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
         },
     )  # fmt: skip

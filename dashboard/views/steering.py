@@ -1,13 +1,14 @@
-"""Third page: does more weight buy more of a reward, and what does steering cost in KL."""
+"""Third page: J by weighting and who is ahead where, whether more weight buys more of a reward, what steering costs in KL."""
 
 import charts
 import pandas as pd
 import streamlit as st
-from shared.common import View, choose_view, download, guarded, show, without_reference
+from shared.common import View, choose_vectors, choose_view, download, guarded, plain, show, without_reference
 from shared.tables import LABEL, Column, show_table
 
-from clp_lightning.errors import ClpError
-from clp_lightning.store.queries import Store
+from clp_lightning.errors import ClpError, plural
+from clp_lightning.report.labels import CAVEAT
+from clp_lightning.store.queries import REFERENCE, Store
 from clp_lightning.store.runs import obstacles
 
 PLACE = 3  # among the pages
@@ -19,12 +20,15 @@ WATCHED = {"kl": "KL to the reference policy (nats per answer)", "length": "leng
 
 def page(store: Store) -> None:
     """Draw the page."""
-    guarded("Steering", "Reward against its weight: a policy that is steered rises from left to right.", _page, store)
+    guarded("Steering", "What training maximizes, and each reward, by weighting: who is ahead where.", _page, store)
 
 
 def _page(store: Store) -> None:
     view = choose_view(store)
-    steered = view.points[view.points.method.isin(without_reference(view.methods))]
+    _objective(store, view)
+    st.header("Rewards against their weights")
+    _, drawn = choose_vectors(store, view)
+    steered = drawn.points[view.points.method.isin(without_reference(view.methods))]
     if steered.empty:
         raise ClpError("the methods chosen take no weighting; choose another one")
     for start in range(0, len(view.objectives), 2):
@@ -37,8 +41,8 @@ def _page(store: Store) -> None:
                     f"Reward {name} against its weight for every method",
                 )
     st.caption(
-        "Bands (of up to four methods) are 95 % intervals over the test prompts. Beyond two objectives a line is the mean "
-        "at its weight."
+        "A policy that is steered rises from left to right. Bands (of up to four methods) are 95 % intervals over groups of test "
+        "prompts. Beyond two objectives a line is the mean at its weight."
     )
     st.header("Steerability in numbers")
     table = steerability(view)
@@ -81,6 +85,42 @@ def _page(store: Store) -> None:
     show(figure, "strength", "KL to the reference policy against the KL strength alpha for every method")
     st.caption(
         "Means over the weightings, of the runs that can be compared with this one; each strength is a training."
+    )
+
+
+def _objective(store: Store, view: View) -> None:
+    """Draw J against the weighting and, of two methods, who is ahead where."""
+    if view.values.empty:
+        return
+    strength = f" (alpha {view.run['alpha']:g})" if view.values.alpha.nunique() == 1 else ""
+    st.header("What training maximizes, by weighting")
+    show(
+        charts.objective_figure(view.values, view.objectives, view.styles),
+        "objective",
+        "J of every method against the weighting with 95 % bands",
+    )
+    st.caption(
+        f"J = (1 - alpha) w·R - alpha KL{strength}: rewards and what they cost in KL. Bands (of up to four methods) are 95 % "
+        "intervals over groups of test prompts."
+    )
+    pairs = store.by_weighting(view.run_id)
+    pairs = pairs[pairs.method_a.isin(view.methods) & pairs.method_b.isin(view.methods)]
+    if pairs.empty:
+        return
+    st.subheader("Who is ahead where", anchor=False)
+    options = list(dict.fromkeys(zip(pairs.method_a, pairs.method_b, strict=True)))
+    steered = [number for number, pair in enumerate(options) if REFERENCE not in pair]
+    number = st.selectbox(
+        "Two methods", range(len(options)), index=steered[0] if steered else 0, key="two", bind="query-params",
+        format_func=lambda number: f"{options[number][0]} against {options[number][1]}",
+    )  # fmt: skip
+    a, b = options[number]
+    own = pairs[(pairs.method_a == a) & (pairs.method_b == b)]
+    show(charts.ahead_figure(own, view.objectives, view.styles), "ahead", f"J of {a} minus J of {b} by weighting")
+    first, second = int((own.from_ > 0).sum()), int((own.to_ < 0).sum())
+    st.caption(
+        f"J of {plain(a)} minus J of {plain(b)}, paired over prompts. At {plural(len(own), 'weighting')} {plain(a)} is shown to "
+        f"be ahead at {first}, {plain(b)} at {second}; hollow points are not shown to differ from 0. {CAVEAT}"
     )
 
 

@@ -102,14 +102,15 @@ def test_dominance_draws_the_matrix_of_the_statistic_that_is_chosen(visit, arena
 
     (trace,) = drawn(visit, "matrix", 1)
     one, other = methods.index("clp-attn"), methods.index("clp-full")
-    assert trace["z"][one][other] == pytest.approx(expected("clp-attn", "clp-full", "dominated_share")) == 1
+    pairs = store.comparisons(run).query("statistic == 'mean_j'").set_index(["method_a", "method_b"])
+    assert trace["z"][one][other] == pytest.approx(1 - pairs.probability["clp-full", "clp-attn"])
     page.get_by_role("radio", name="Win rate").click()
     page.wait_for_url(re.compile("statistic=Win"))
     won = pytest.approx(expected("clp-attn", "clp-full", "win_rate"))
     assert wait_until(
         lambda: visit.traces("matrix")[0]["z"][one][other] == won, 20
     )  # the address changes before the figure
-    assert "clp-attn encloses most" in visit.shown()
+    assert "clp-attn has the largest mean J" in visit.shown()
 
 
 def test_steering_draws_rewards_that_rise_with_their_weight(visit):
@@ -117,6 +118,19 @@ def test_steering_draws_rewards_that_rise_with_their_weight(visit):
     lines = {trace["name"]: trace for trace in drawn(visit, "steer-brevity", 4) if trace["name"]}
     # the truth: reach * sqrt(w)
     assert lines["clp-attn"]["y"] == pytest.approx([1.2 * w**0.5 for w in (0, 0.25, 0.5, 0.75, 1)])
+
+
+def test_steering_draws_j_by_weighting_and_who_is_ahead_where(visit, arena):
+    visit.open("Steering")
+    store = Store(arena)
+    values = store.objective(store.run()["run_id"])
+    lines = {trace["name"]: trace for trace in drawn(visit, "objective", 5) if trace["name"]}
+    assert list(lines) == list(values.method.unique())
+    for method, own in values.groupby("method"):
+        assert lines[method]["y"] == pytest.approx(own.j.tolist())
+    pairs = store.by_weighting(store.run()["run_id"])
+    own = pairs[(pairs.method_a == "clp-full") & (pairs.method_b == "clp-attn")]
+    assert drawn(visit, "ahead", 2)[1]["y"] == pytest.approx(own.difference.tolist())
 
 
 def test_samples_show_markup_as_text_and_mark_what_changes(visit):

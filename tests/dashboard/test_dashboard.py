@@ -37,13 +37,19 @@ def test_the_page_shows_the_run_its_comparison_and_texts(project, monkeypatch):
     app = run(project / "frontier.duckdb", monkeypatch)
     text = shown(app)
     run_id = Store(project / "frontier.duckdb").run()["run_id"]
-    for expected in (run_id, "24 unseen prompts", "clp-full encloses", "reference point (-3, -3)", "not the spread"):
+    for expected in (
+        run_id,
+        "24 unseen prompts",
+        "clp-full is ahead of rewarded-soups by",
+        "reference point (-3, -3)",
+        "not the spread",
+    ):
         assert expected in text
     (table,) = [element.proto.body for element in app.get("html") if "<table>" in element.proto.body]
     lines = [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", line) for line in table.split("</tr>")]
-    assert lines[0][1:4] == ["dominates reference", "dominates clp-full", "dominates rewarded-soups"]
+    assert lines[0][1:5] == ["KL", "dominates reference", "dominates clp-full", "dominates rewarded-soups"]
     assert [line[0] for line in lines[1:4]] == ["reference", "clp-full", "rewarded-soups"]
-    assert lines[2][1:4] == ["100%", "–", "100%"]
+    assert lines[2][1:5] == ["1.50", "100%", "–", "100%"]
     assert not app.warning
     texts = [element.value for element in app.text]
     # shown as text: neither Markdown nor HTML of a document is interpreted
@@ -68,9 +74,9 @@ def test_search_and_choice_of_document_and_methods(project, monkeypatch):
     assert "Creates a TagQueue5 resource." in [element.value for element in app.text]
     app.selectbox[0].set_value("service-011").run()
     assert "Creates a TagQueue11 resource." in [element.value for element in app.text]
-    app.button_group[0].set_value(["clp-full"]).run()
+    app.button_group[1].set_value(["clp-full"]).run()  # the first is the switch to regularized rewards
     assert not any("[rewarded-soups]" in element.value for element in app.text)
-    app.button_group[0].set_value([]).run()
+    app.button_group[1].set_value([]).run()
     assert "Choose a method" in shown(app)
     app.text_input[0].set_value("no such words").run()
     assert "No document contains" in shown(app)
@@ -103,7 +109,7 @@ def test_pictures_for_one_three_and_four_objectives(tmp_path, monkeypatch):
         write_results(folder / "results", parameters)
         publish(folder / "results", folder / "frontier.duckdb", parameters)
         app = run(folder / "frontier.duckdb", monkeypatch)
-        assert "clp-full encloses" in shown(app)
+        assert "clp-full is ahead of" in shown(app)
         assert not app.warning
         for picture in pictures[len(names)]:
             app.button_group(key="picture").set_value(picture).run()

@@ -12,7 +12,6 @@ from locations import REPOSITORY
 from results_factory import config, write_arena, write_results
 from streamlit.testing.v1 import AppTest
 
-from clp_lightning.frontier.metrics import hypervolume
 from clp_lightning.store.queries import Store, publish
 
 PAGES = ("dominance", "steering", "samples", "runs")
@@ -90,9 +89,9 @@ def test_dominance_says_who_is_ahead_and_how_sure_that_is(arena):
     from views import dominance
 
     app = run("dominance", arena)
-    # the truth: circles of radius 1.2 and 1.0 above (-3, -3); every point of the larger is outside of the smaller
-    assert "**clp\\-attn** encloses most" in shown(app) or "**clp-attn** encloses most" in shown(app)
-    assert "the interval excludes 0" in shown(app)
+    # the truth: J of a radius is proportional to it, 1.2 against 1.0, and so is KL, 1.5 times the radius
+    assert "**clp-attn** has the largest mean J, 0.147 more than" in shown(app)
+    assert "Their KL is 1.80 and 1.50 nats." in shown(app)
     store = Store(arena)
     run_id = store.run()["run_id"]
     view = type(
@@ -100,14 +99,20 @@ def test_dominance_says_who_is_ahead_and_how_sure_that_is(arena):
     )
     shares = dominance.pair_matrix(store, view, "dominated_share")
     assert shares.loc["clp-attn", "rewarded-soups"] == 1 and shares.loc["rewarded-soups", "clp-attn"] == 0
+    # every point of the larger circle is outside of the smaller, also less what its KL costs
+    assert dominance.pair_matrix(store, view, "regularized_dominated_share").loc["clp-attn", "rewarded-soups"] == 1
+    j = dominance.pair_matrix(store, view, "mean_j")
+    assert j.loc["clp-attn", "rewarded-soups"] > 0.95 and j.loc["rewarded-soups", "clp-attn"] < 0.05
     ahead = dominance.pair_matrix(store, view, "hypervolume")
     assert ahead.loc["clp-attn", "rewarded-soups"] == pytest.approx(1 - ahead.loc["rewarded-soups", "clp-attn"])
     assert ahead.loc["clp-attn", "rewarded-soups"] > 0.95 and pd.isna(ahead.loc["clp-attn", "clp-attn"])
     (measures,) = (table.set_index("method") for table in written(app))
     assert list(measures.index) == store.methods(run_id).method.tolist()
-    volumes = store.metrics(run_id).query("metric == 'hypervolume'").set_index("method").value
+    values = store.metrics(run_id).query("target.isna()").set_index(["method", "metric"]).value
     for method in measures.index:
-        assert measures.hypervolume[method] == f"{volumes[method]:.2f}"
+        assert measures.hypervolume[method] == f"{values[method, 'hypervolume']:.2f}"
+        assert measures["mean J"][method] == f"{values[method, 'mean_j']:z.3f}"
+        assert measures["KL"][method] == f"{values[method, 'mean_kl']:z.2f}"
     assert measures.loc["reference", "mean w·R"] == "–"  # it has no weighting
 
 
@@ -122,7 +127,7 @@ def test_methods_and_statistic_are_chosen_and_garbage_in_the_address_is_the_defa
     assert not app.exception and not app.warning
 
 
-@pytest.mark.parametrize(("page", "count"), [("frontier", 2), ("dominance", 3), ("steering", 3), ("runs", 2)])
+@pytest.mark.parametrize(("page", "count"), [("frontier", 3), ("dominance", 3), ("steering", 5), ("runs", 2)])
 @pytest.mark.parametrize("dark", [False, True])
 def test_figures_are_sent_so_that_plotly_draws_them_once(page, count, dark, arena, monkeypatch):
     from shared import common
@@ -143,12 +148,43 @@ def test_dominance_says_what_remains_over_training_seeds(arena, tmp_path):
     assert "Another training seed may fall otherwise" in shown(run("dominance", arena))
     store = write_arena(tmp_path, [{"seed": seed} for seed in (0, 1, 2)])
     text = shown(run("dominance", store))
-    circle = np.sqrt(
-        [[i / 4, 1 - i / 4] for i in range(5)]
-    )  # the factory's means lie on it, by 1.2 and 1.0 times, in every run
-    ahead = hypervolume(1.2 * circle, [-3, -3]) - hypervolume(circle, [-3, -3])
-    assert f"**clp-attn** encloses most, {ahead:.2f} more" in text
-    assert f"Over 3 training seeds and the prompts together {ahead:.2f} more (" in text
+    # the factory's J at w is 0.95 reach (w^1.5 + (1 - w)^1.5) - 0.075 reach, of reach 1.2 and 1.0 in every run
+    w = np.arange(5) / 4
+    ahead = 0.2 * np.mean(0.95 * (w**1.5 + (1 - w) ** 1.5) - 0.075)
+    assert f"**clp-attn** has the largest mean J, {ahead:.3f} more" in text
+    assert f"Over 3 training seeds and the prompts together {ahead:.3f} more (" in text
+
+
+def test_steering_says_who_is_ahead_where(arena):
+    app = run("steering", arena)
+    # the first two methods that are steered, clp-full and clp-attn: the latter reaches 1.2 against 1.0 at every weighting
+    text = shown(app)
+    assert "What training maximizes, by weighting" in text and "(alpha 0.05)" in text
+    assert "J of clp-full minus J of clp-attn" in text and "clp-full is shown to be ahead at 0" in text
+    app.selectbox(key="two").set_value(0).run()  # the reference policy against clp-full
+    assert not app.exception and "J of reference minus J of clp-full" in shown(app)
+
+
+def test_frontiers_are_drawn_of_rewards_or_less_what_kl_costs(arena):
+    store = Store(arena)
+    run_id = store.run()["run_id"]
+    for kind, title in (
+        ("Rewards", "informativeness (standardized)"),
+        ("Regularized", "informativeness ((1 - alpha) R"),
+    ):
+        app = AppTest.from_string(
+            f"from views import frontier\nfrom clp_lightning.store import Store\nfrontier.page(Store({str(arena)!r}))\n",
+            default_timeout=60,
+        )
+        app.query_params["vectors"] = kind
+        app.run()
+        assert not app.exception
+        spec = json.loads(app.get("plotly_chart")[0].proto.spec)
+        assert spec["layout"]["xaxis"]["title"]["text"].startswith(title)
+        (trace,) = (trace for trace in spec["data"] if trace.get("name") == "clp-attn")
+        points = store.points(run_id, regularized=kind == "Regularized")
+        own = points[points.method == "clp-attn"]
+        assert sorted(trace["x"]) == pytest.approx(sorted(own["reward:informativeness"]))
 
 
 def test_steering_table_has_the_known_tau(arena):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from results_factory import config
 
@@ -19,58 +20,102 @@ from clp_lightning.promotion import challenger as promotion_stage
 from clp_lightning.promotion import champion
 from clp_lightning.promotion.decision import Candidate, decide
 from clp_lightning.store.queries import Store
+from clp_lightning.store.results import Sampled
 
 CONFIG = config()
 GRID = np.array([[i / 4, 1 - i / 4] for i in range(5)])
+PROMPTS = 64
+GROUPS = tuple(f"group-{i // 2}" for i in range(PROMPTS))
 
 
-def candidate(reach: float, seed: int, *, kl: float = 2.0, length: float = 8.0, prompts: int = 64) -> Candidate:
+def candidate(reach: float, seed: int, *, kl: float = 2.0, length: float = 8.0, prompts: int = PROMPTS) -> Candidate:
     """Mean rewards on a quarter circle of radius `reach`; each prompt has an effect that every policy shares, and noise."""
     shared = np.random.default_rng(99).normal(size=(prompts, 2)) * 0.5
     noise = np.random.default_rng(seed).normal(size=(len(GRID), prompts, 2)) * 0.5
     rewards = reach * np.sqrt(GRID)[:, None] + shared + noise
-    return Candidate(GRID, rewards, np.full(len(GRID), kl), np.full(len(GRID), length))
+    sampled = Sampled("clp-full", GRID, rewards, np.full(rewards.shape[:2], kl))
+    return Candidate(sampled, np.full(len(GRID), length))
+
+
+def reference(seed: int = 3, prompts: int = PROMPTS) -> Candidate:
+    """The reference policy: one point at the origin, no KL, answers of 10 tokens."""
+    shared = np.random.default_rng(99).normal(size=(prompts, 2)) * 0.5
+    rewards = (shared + np.random.default_rng(seed).normal(size=(prompts, 2)) * 0.5)[None]
+    return Candidate(Sampled("reference", None, rewards, np.zeros((1, prompts))), np.array([10.0]))
+
+
+def decided(challenger: Candidate, champion_: Candidate | None, parameters=CONFIG, base: Candidate | None = None):
+    return decide(challenger, champion_, base or reference(), GROUPS, parameters)
 
 
 def test_a_better_challenger_is_promoted_and_a_worse_one_refused():
-    better = decide(candidate(1.6, 1), candidate(1.0, 2), 10, CONFIG)
+    better = decided(candidate(1.6, 1), candidate(1.0, 2))
     assert better.promoted and not better.reasons and better.difference.low > 0
-    worse = decide(candidate(1.0, 1), candidate(1.6, 2), 10, CONFIG)
+    # J at w is 0.95 reach (w^1.5 + (1 - w)^1.5) - 0.05 * 2
+    truth = 0.95 * (np.sqrt(GRID) ** 3).sum(-1).mean()
+    assert better.difference.value == pytest.approx(0.6 * truth, abs=0.1)
+    assert better.value == pytest.approx(1.6 * truth - 0.1, abs=0.2)
+    worse = decided(candidate(1.0, 1), candidate(1.6, 2))
     assert not worse.promoted and worse.difference.probability < 0.01
-    assert worse.reasons[0].startswith("its hypervolume is the larger one with probability 0.0")
+    assert worse.reasons[0].startswith("its mean J is larger than that of the champion with probability 0.0")
+
+
+def test_a_lead_that_is_bought_with_kl_is_none_in_j():
+    """Rewards of 1.1 times the champion's for 8 nats more: hypervolume promotes it, J, which charges 0.4 for them, does not."""
+    bought, champion_ = candidate(1.3, 1, kl=10.0), candidate(1.0, 2, kl=2.0)
+    assert not decided(bought, champion_).promoted
+    by_volume = CONFIG.promotion.model_copy(update={"statistic": "hypervolume"})
+    assert decided(bought, champion_, CONFIG.model_copy(update={"promotion": by_volume})).promoted
+    charged = CONFIG.promotion.model_copy(update={"statistic": "regularized_hypervolume"})
+    refused = decided(bought, champion_, CONFIG.model_copy(update={"promotion": charged}))
+    assert refused.reasons[0].startswith("its hypervolume of regularized rewards is larger than that of the champion")
 
 
 def test_worst_cases_kl_and_length_are_guarded():
     champion_, challenger = candidate(1.0, 2), candidate(1.6, 1)
-    fallen = challenger.rewards.copy()
-    fallen[0, :, 0] -= 2.0  # informativeness at its lowest weight falls by about 2; the hypervolume hardly notices
-    reasons = decide(challenger._replace(rewards=fallen), champion_, 10, CONFIG).reasons
-    assert len(reasons) == 1 and reasons[0].startswith("the worst case of informativeness falls by ")
-    assert decide(candidate(1.6, 1, kl=99.0), champion_, 10, CONFIG).reasons == (
-        "its KL to the reference policy is 99.00 nats per response, more than 12",
+    fallen = challenger.sampled.rewards.copy()
+    fallen[0, :, 0] -= (
+        2.0  # informativeness at its lowest weight falls by about 2; J, which gives it no weight there, not at all
     )
+    moved = Candidate(challenger.sampled._replace(rewards=fallen), challenger.length)
+    reasons = decided(moved, champion_).reasons
+    assert len(reasons) == 1 and reasons[0].startswith("the worst case of informativeness falls by ")
+    (reason,) = decided(candidate(3.0, 1, kl=20.0), champion_).reasons
+    assert reason == "its KL to the reference policy is 20.00 nats per response, more than 12"
     for length, ratio in ((4.0, "0.40"), (21.0, "2.10")):
-        reasons = decide(candidate(1.6, 1, length=length), champion_, 10, CONFIG).reasons
+        reasons = decided(candidate(1.6, 1, length=length), champion_).reasons
         assert reasons == (f"its answers are {ratio} times as long as the reference policy's, beyond 2",)
 
 
-def test_the_first_is_promoted_unless_a_guard_stops_it():
-    first = decide(candidate(1.0, 1), None, 10, CONFIG)
-    assert first.promoted and first.difference is None and first.worst_case_fall == {}
-    assert not decide(candidate(1.0, 1, kl=99.0), None, 10, CONFIG).promoted
+def test_the_first_has_to_be_better_than_the_reference_policy():
+    first = decided(candidate(1.0, 1), None)
+    assert first.promoted and first.worst_case_fall == {} and first.difference.low > 0
+    assert first.other_value == pytest.approx(
+        0, abs=0.2
+    )  # J of the reference policy, at every weighting of the challenger's
+    none_better = decided(candidate(0.0, 1, kl=2.0), None)  # no reward, and KL is paid for
+    assert not none_better.promoted
+    assert none_better.reasons[0].startswith(
+        "its mean J is larger than that of the reference policy with probability 0."
+    )
+    assert not decided(candidate(3.0, 1, kl=20.0), None).promoted  # the guards hold for it too
 
 
 def test_other_prompts_or_weightings_are_refused():
-    with pytest.raises(ClpError, match="not evaluated at the same prompts"):
-        decide(candidate(1, 1), candidate(1, 2, prompts=32), 10, CONFIG)
-    with pytest.raises(ClpError, match="not evaluated at the same prompts"):
-        decide(candidate(1, 1), candidate(1, 2)._replace(weightings=GRID[::-1]), 10, CONFIG)
+    moved = candidate(1, 2)
+    moved = moved._replace(sampled=moved.sampled._replace(weightings=GRID[::-1]))
+    for other in (candidate(1, 2, prompts=32), moved):
+        with pytest.raises(ClpError, match="not evaluated at the same prompts"):
+            decided(candidate(1, 1), other)
+    with pytest.raises(ClpError, match="takes no weightings"):
+        decided(reference(), None)
 
 
 def test_equal_policies_are_promoted_no_more_often_than_stated():
     # A/A: the same policy sampled twice. docs/flows.md states at most 5 % at the default probability of 0.975
     assert CONFIG.promotion.probability == 0.975
-    promoted = sum(decide(candidate(1.0, 2 * i), candidate(1.0, 2 * i + 1), 10, CONFIG).promoted for i in range(200))
+    base = reference()
+    promoted = sum(decided(candidate(1.0, 2 * i), candidate(1.0, 2 * i + 1), base=base).promoted for i in range(200))
     assert promoted <= 0.05 * 200, promoted
 
 
@@ -142,8 +187,19 @@ def test_a_retrained_policy_is_decided_about_and_the_champion_answers_its_prompt
     loose = parameters.model_copy(  # what a random tiny model does to its answers' length is no matter here
         update={"promotion": parameters.promotion.model_copy(update={"max_kl": 1e6, "max_length_ratio": 1e6})}
     )
+    assert parameters.evaluation.draw == "even"
     first = promotion_stage.promote(loose)
-    assert first["promoted"] and first["champion"] is None and promotion_stage.promote(loose) is None
+    # three steps make no policy that is better than its reference; it is kept, and who asks again gets no other draw
+    assert first["statistic"] == "mean_j" and first["champion"] is None and first["prompts"] == 8
+    if not first["promoted"]:
+        assert "reference policy" in first["reasons"][0] and promotion_stage.promote(loose) is None
+        champion.crown(first["challenger"], "clp-full", "2026-01-01T00:00:00", against=None)
+    assert promotion_stage.promote(loose) is None
+    drawn = pd.read_parquet(
+        champion.KEPT / first["challenger"] / "decision-reference" / "challenger" / "results.parquet"
+    )
+    published = pd.read_parquet("results/clp-full/results.parquet")
+    assert set(drawn.prompt_id) != set(published.prompt_id)
 
     again = loose.model_copy(update={"training": loose.training.model_copy(update={"seed": 1})})
     for method in again.methods:
@@ -155,11 +211,15 @@ def test_a_retrained_policy_is_decided_about_and_the_champion_answers_its_prompt
     stages.run("publish", again)
     second = promotion_stage.promote(again)
     assert second["champion"] == first["challenger"] != second["challenger"]
-    assert (champion.KEPT / first["challenger"] / "results-now" / "results.parquet").is_file()  # another sampling seed
+    answers = champion.KEPT / second["challenger"] / f"decision-{first['challenger']}"
+    rows = {
+        role: pd.read_parquet(answers / role / "results.parquet") for role in ("reference", "challenger", "champion")
+    }
+    assert set(rows["champion"].prompt_id) == set(rows["challenger"].prompt_id) != set(drawn.prompt_id)
     assert (champion.KEPT / second["challenger"] / "clp-full" / "clp.json").is_file()  # kept also if refused
     decisions = Store("frontier.duckdb").decisions()
     assert decisions.challenger.tolist() == [second["challenger"], first["challenger"]]
-    assert decisions.promoted.tolist() == [second["promoted"], True]
+    assert decisions.promoted.tolist() == [second["promoted"], first["promoted"]]
     assert champion.current()["id"] == (second if second["promoted"] else first)["challenger"]
     stages.run("publish", again)  # decisions outlast a publication
     assert len(Store("frontier.duckdb").decisions()) == 2

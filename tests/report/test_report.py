@@ -16,8 +16,10 @@ from clp_lightning.errors import ClpError
 from clp_lightning.report.html import write_html
 from clp_lightning.report.labels import difference_sentence, method_styles
 from clp_lightning.report.picture import picture
+from clp_lightning.report.points import print_points
 from clp_lightning.report.run import comparison, write_report
-from clp_lightning.report.tables import print_against, print_points, print_seeds, print_table, seeds_as_json
+from clp_lightning.report.several import print_against, print_seeds, seeds_as_json
+from clp_lightning.report.tables import print_table
 from clp_lightning.store import runs
 from clp_lightning.store.queries import Store, publish
 
@@ -74,15 +76,38 @@ def test_comparison_is_the_contract_of_clp_frontier_json(compared):
     assert full["steerability"] == {"informativeness": 1.0, "brevity": 1.0}
     assert full["dominated_share"]["rewarded-soups"]["value"] == 1.0
     assert compared["methods"][0]["points"][0]["weighting"] is None
+    # J at w is 0.95 (w^1.5 + (1 - w)^1.5) - 0.05 * 1.5 of clp-full, 0.6 times that of the soups, 0 of the reference policy
+    assert (compared["alpha"], compared["groups"]) == (0.05, 12)
+    assert compared["computed_on"]["evaluation"] == "float32, cpu, 2 threads"
+    at = full["by_weighting"][2]
+    assert at["weighting"] == {"informativeness": 0.5, "brevity": 0.5}
+    assert at["j"] == pytest.approx(0.95 * 2 * 0.5**1.5 - 0.075) and at["j_interval"][0] < at["j"] < at["j_interval"][1]
+    assert full["mean_j"] == pytest.approx(sum(point["j"] for point in full["by_weighting"]) / 5)
+    assert full["mean_kl"] == 1.5 and full["mean_regret"] == pytest.approx(0, abs=1e-9)
+    soups = compared["methods"][2]
+    assert soups["by_weighting"][2]["regret"] == pytest.approx(0.4 * at["j"])
+    assert soups["regularized_points"][0]["rewards"]["brevity"] == pytest.approx(0.95 * 0.6 - 0.05 * 0.9)
+    pair = next(
+        pair for pair in compared["comparisons"] if pair["statistic"] == "mean_j" and pair["methods"][0] != "reference"
+    )
+    assert pair["difference"] == pytest.approx(0.4 * full["mean_j"]) and pair["kl"] == pytest.approx(
+        {"clp-full": 1.5, "rewarded-soups": 0.9}
+    )
+    where = [each for each in compared["by_weighting"] if each["methods"] == ["clp-full", "rewarded-soups"]]
+    assert where[2]["difference"] == pytest.approx(0.4 * at["j"]) and len(where) == 5
 
 
 def test_a_difference_is_told_from_the_side_of_the_method_ahead():
-    pair = {"methods": ["a", "b"], "difference": -0.5, "interval": [-0.9, -0.1], "probability": 0.02}
+    pair = {"methods": ["a", "b"], "difference": -0.5, "interval": [-0.9, -0.1], "probability": 0.02,
+            "statistic": "hypervolume", "kl": {"a": 1.25, "b": 4.5}}  # fmt: skip
     assert difference_sentence(pair) == (
-        "b encloses 0.50 more than a, 95 % interval [0.10, 0.90], ahead with probability 98%"
+        "b encloses 0.50 more than a, 95 % interval [0.10, 0.90], with probability 98%, KL 4.50 against 1.25 nats"
     )
-    undecided = difference_sentence(pair | {"interval": [-0.9, 0.1]})
-    assert undecided.endswith("the interval includes 0, so neither is shown to be better")
+    undecided = difference_sentence(pair | {"interval": [-0.9, 0.1], "kl": None})
+    assert undecided.endswith("98%; the interval includes 0, so neither is shown to be better")
+    assert difference_sentence(pair | {"statistic": "mean_j"}) == (
+        "b is ahead of a by 0.500 in mean J, 95 % interval [0.100, 0.900], with probability 98%, KL 4.50 against 1.25 nats"
+    )
 
 
 @pytest.mark.parametrize("width", [100, 120])
@@ -94,7 +119,15 @@ def test_the_tables_fit_and_show_every_number(compared, width):
         assert expected in text
     for method in compared["methods"]:
         assert f"{method['hypervolume']:.2f} [{method['hypervolume_interval'][0]:.2f}," in text
-    assert "clp-full encloses" in text
+        assert f"{method['mean_j']:.3f} [{method['mean_j_interval'][0]:.3f},".replace("-0.000", "0.000") in text
+    assert "clp-full encloses" in text and "KL 1.50 against 0.90 nats" in " ".join(text.split())
+    # what training maximizes comes first
+    first, second = (
+        text.index(words) for words in ("clp-full is ahead of rewarded-soups by", "Hypervolume of rewards")
+    )
+    assert text.index("mean J") < first < second < text.index("Hypervolume of (1 - alpha) R - alpha KL")
+    assert "0.60  best" in text and "0.36 -0.24" in text  # of 0.5 : 0.5, see the contract's test
+    assert "24 prompts of 12 groups" in text and "Evaluated on float32, cpu, 2 threads." in " ".join(text.split())
 
 
 def test_tables_and_pictures_work_for_any_number_of_objectives(other_counts, tmp_path):
@@ -126,8 +159,8 @@ def test_the_picture_as_svg_names_its_axes_and_methods(compared, tmp_path):
     for expected in (
         "informativeness (standardized; higher is better)",
         "brevity (standardized; higher is better)",
-        "clp-full: hypervolume",
-        "rewarded-soups: hypervolume",
+        "clp-full: mean J 0.73",
+        "KL 0.9, hypervolume",
         "0 : 1",
         "1 : 0",
     ):
@@ -162,7 +195,8 @@ def test_many_methods_are_set_against_the_baselines(many):
     assert "Budget: 1,600 rollouts each." in prose
     row = next(line for line in text.splitlines() if line.startswith("clp-full") and "%" in line)
     # the truth of the factory: radius 1 against 0.6 dominates all of it; the vertices tie in one objective but for noise
-    assert "100% [80,100]" in row and "0% [0,0]" in row
+    j = 0.4 * next(m for m in compared["methods"] if m["method"] == "clp-full")["mean_j"]
+    assert row.split()[:2] == ["clp-full", f"{j:.2f}"] and "1.5/0.9" in row and row.count("100% [80,100]") == 2
     console = Console(file=io.StringIO(), width=120)
     print_table(compared, console, points=True)
     assert "0.25 : 0.75" in console.file.getvalue()
@@ -212,8 +246,17 @@ def test_the_html_report_is_one_file_that_loads_nothing(many, tmp_path):
     text = path.read_text(encoding="utf-8")
     outside = re.sub(r"<script.*?</script>", "", text, flags=re.S)
     assert not re.search(r'(src|href)="(?!#)', outside) and "<script src" not in text
-    for expected in ("logit-mixing", "informativeness", "Left out", "0.25 : 0.75", "What reproduces it"):
+    for expected in (
+        "logit-mixing",
+        "informativeness",
+        "Left out",
+        "0.25 : 0.75",
+        "What reproduces it",
+        "best, KL 1.5",
+    ):
         assert expected in outside
+    assert outside.index("What training maximizes") < outside.index("Frontiers of mean rewards")
+    assert text.count("window.PlotlyConfig") == 1  # plotly's script stands in it once
 
 
 def test_runs_and_seeds_print(many, tmp_path):
@@ -227,7 +270,8 @@ def test_runs_and_seeds_print(many, tmp_path):
         console = Console(file=io.StringIO(), width=120)
         shown(values, console)
         assert "clp-full" in console.file.getvalue() and "…" not in console.file.getvalue()
-    assert all(row["difference"] == 0 for row in runs.against(store, run, run)["methods"])
+    rows = runs.against(store, run, run)["methods"]
+    assert all(found["difference"] == 0 for row in rows for found in row["measures"].values())
 
 
 def test_styles_are_fixed_for_known_methods_and_distinct_for_others():

@@ -33,16 +33,25 @@ def test_runs_that_differ_in_the_training_seed_only_belong_together(store):
     result = runs.over_seeds(store, found)
     circle = np.sqrt(np.array([[i / 4, 1 - i / 4] for i in range(5)]))
     expected = np.mean([frontier.hypervolume(reach * circle, [-3, -3]) for reach in (1.0, 1.1, 1.2)])
-    full = result["methods"]["clp-full"]
+    full = result["methods"]["clp-full"]["hypervolume"]
     assert full.value == pytest.approx(expected)
     assert full.low < full.value < full.high
-    ahead = result["differences"]["clp-full", "rewarded-soups"]
+    ahead = result["differences"]["clp-full", "rewarded-soups"]["hypervolume"]
     assert ahead.value == pytest.approx(expected - frontier.hypervolume(0.6 * circle, [-3, -3]))
     assert 0.5 < ahead.probability <= 1
     alone = [frontier.hypervolume(reach * circle, [-3, -3]) for reach in (1.0, 1.1, 1.2)]
-    assert result["each"]["clp-full"] == pytest.approx([alone[run["training_seed"]] for run in found])
+    order = [run["training_seed"] for run in found]
+    assert result["each"]["clp-full"]["hypervolume"] == pytest.approx([alone[seed] for seed in order])
+    # J at w is 0.95 reach (w^1.5 + (1 - w)^1.5) - 0.05 * 1.5 reach: of a mean reach of 1.1 against 0.6
+    j_of_one = np.mean(0.95 * (circle**3).sum(-1) - 0.075)
+    assert result["methods"]["clp-full"]["mean_j"].value == pytest.approx(1.1 * j_of_one)
+    ahead = result["differences"]["clp-full", "rewarded-soups"]["mean_j"]
+    assert ahead.value == pytest.approx(0.5 * j_of_one) and ahead.low < ahead.value < ahead.high
+    assert result["methods"]["reference"]["mean_j"].value == pytest.approx(0, abs=1e-12)
+    assert result["methods"]["clp-full"]["mean_kl"].value == pytest.approx(1.65)
     pair = runs.over_seeds(store, found, ["rewarded-soups", "clp-full"])
-    assert pair["differences"] == {("clp-full", "rewarded-soups"): ahead}
+    assert set(pair["differences"]) == {("clp-full", "rewarded-soups")}
+    assert pair["differences"]["clp-full", "rewarded-soups"]["mean_j"].value == pytest.approx(ahead.value)
     assert set(pair["attainment"]) == set(pair["methods"]) == {"clp-full", "rewarded-soups"}
     # circles of radius 1, 1.1 and 1.2: all runs attain the innermost, half of them the one between
     for share, reach in ((1.0, 1.0), (0.5, 1.1)):
@@ -66,28 +75,43 @@ def test_runs_on_other_axes_are_refused_with_the_reason(store, tmp_path):
         runs.comparable(Store(folder / "f.duckdb"), first, second)
 
 
-def test_the_interval_over_seeds_by_hand():
-    # two seeds with 1 and 3: mean 2, variance 2, over two seeds 1. Resamples do not vary: the prompts add nothing,
-    # so t has one degree of freedom: 12.706 at 97.5 %
-    estimate = runs.nested(np.array([[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]), prompts=10)
-    assert estimate.value == 2
-    assert estimate.high - estimate.value == pytest.approx(12.7062, abs=1e-3)
-    # t(1) is Cauchy: P = 1/2 + arctan(2 / 1) / pi
-    assert estimate.probability == pytest.approx(0.5 + np.arctan(2) / np.pi)
+def test_runs_that_were_computed_otherwise_are_neither_pooled_nor_compared(tmp_path):
+    for seed, where in enumerate(("float32, cpu, 2 threads", "float32, cpu, 2 threads", "bfloat16, cuda, 8 threads")):
+        write_results(tmp_path / "results", with_seed(seed))
+        for path in (tmp_path / "results").glob("*/summary.json"):
+            path.write_text(path.read_text().replace("float32, cpu, 2 threads", where))
+        publish(tmp_path / "results", tmp_path / "f.duckdb", with_seed(seed))
+    store = Store(tmp_path / "f.duckdb")
+    by_seed = {run["training_seed"]: run["run_id"] for run in store.each_run()}
+    assert {run["training_seed"] for run in runs.siblings(store, by_seed[0])} == {0, 1}
+    (line,) = runs.left_out(store, by_seed[0])
+    assert line.startswith(f"run {by_seed[2]} is left out: it has another precision, device or number of threads (")
+    assert "evaluated on bfloat16, cuda, 8 threads, not float32, cpu, 2 threads" in line and "\n" not in line
+    assert "clp-full trained on bfloat16, cuda, 8 threads, not float32, cpu, 2 threads" in line
+    with pytest.raises(ClpError, match=r"cannot be compared: .* another precision, device or number of threads"):
+        runs.comparable(store, by_seed[0], by_seed[2])
+    # what an older version computed on is not known: no obstacle
+    unknown = store.run(by_seed[0]) | {"computed_on": None}
+    assert runs.obstacles(unknown, store.run(by_seed[2])) == []
 
 
-@pytest.mark.slow
-def test_intervals_over_seeds_cover_what_they_promise():
-    # Per seed an effect of its own, per prompt one that all seeds share, and noise: the truth is 0.
-    random, hits, trials, seeds, prompts = np.random.default_rng(0), 0, 2000, 4, 40
-    for _ in range(trials):
-        effect = (
-            random.normal(size=(seeds, 1)) * 0.3
-            + random.normal(size=(1, prompts))
-            + random.normal(size=(seeds, prompts))
-        )
-        drawn = random.multinomial(prompts, np.full(prompts, 1 / prompts), size=200) / prompts
-        weights = np.concatenate([np.full((1, prompts), 1 / prompts), drawn])
-        estimate = runs.nested(effect @ weights.T, prompts)
-        hits += estimate.low <= 0 <= estimate.high
-    assert 0.93 <= hits / trials <= 0.98
+def test_prompts_drawn_otherwise_are_other_prompts(store):
+    one = store.run()
+    other = one | {"params": one["params"] | {"evaluation": {"draw": "random"}}}
+    assert runs.obstacles(one, other) == ["test prompts drawn in another way (evaluation.draw, evaluation.group)"]
+    before = one | {"params": {"evaluation": {}}}  # a version that knew one way to draw
+    assert runs.obstacles(before, other) == []
+
+
+def test_two_runs_method_by_method(store):
+    by_seed = {run["training_seed"]: run["run_id"] for run in store.each_run()}
+    result = runs.against(store, by_seed[2], by_seed[0])
+    rows = {row["method"]: row["measures"] for row in result["methods"]}
+    circle = np.sqrt(np.array([[i / 4, 1 - i / 4] for i in range(5)]))
+    j_of_one = np.mean(0.95 * (circle**3).sum(-1) - 0.075)
+    full = rows["clp-full"]["mean_j"]
+    assert (full["value"], full["against"]) == pytest.approx((1.2 * j_of_one, j_of_one))
+    assert full["difference"] == pytest.approx(0.2 * j_of_one)
+    assert full["interval"][0] < full["difference"] < full["interval"][1]
+    assert rows["clp-full"]["mean_kl"]["difference"] == pytest.approx(0.3)
+    assert rows["reference"]["mean_j"]["value"] == pytest.approx(0, abs=1e-12)

@@ -201,6 +201,10 @@ def spoil(path: Path, change) -> None:
     [
         (lambda rows: rows.drop(columns="raw:brevity"), "no column 'raw:brevity'"),
         (lambda rows: rows.assign(**{"reward:brevity": np.nan}), "missing or not finite"),
+        (lambda rows: rows.assign(**{"monitor:kl": np.nan}), "rewards or KL that are missing or not finite"),
+        (lambda rows: rows.drop(columns="group"), "no column 'group'"),
+        (lambda rows: rows.assign(group=rows.group + rows.response), "a prompt in two groups"),
+        (lambda rows: rows.assign(weighting_id=rows.weighting_id + 1), "not numbered 0, 1, 2"),
         (lambda rows: rows.iloc[1:], "not every prompt at every weighting"),
         (lambda rows: rows.iloc[:0], "no rows"),
         (lambda rows: rows.assign(prompt_id="x" + rows.prompt_id), "other prompts than reference's"),
@@ -230,6 +234,11 @@ def test_results_of_another_corpus_or_normalization_are_left_out(project):
         path.write_text(json.dumps(summary | {key: value}))
         assert f"clp-full have another {key} than reference's" in problem_of(project, "clp-full")
         path.write_text(json.dumps(summary))
+    path.write_text(json.dumps(summary | {"computed_on": "bfloat16, cuda, 8 threads"}))
+    assert (
+        "have been computed on bfloat16, cuda, 8 threads, those of reference on float32, cpu, 2 threads"
+        in problem_of(project, "clp-full")
+    )
 
 
 def test_broken_result_files_are_one_sentence(project):
@@ -248,7 +257,14 @@ def test_curves_and_prompts_and_where_a_run_was_made(published):
     assert run["duration_seconds"] == 70 + 2 * (240.5 + 70)
     methods = store.methods(run["run_id"]).set_index("method")
     assert methods.weights_hash["clp-full"] == "hash of clp-full"
-    np.testing.assert_allclose(store.per_prompt(run["run_id"], "clp-full").mean(1)[0], [0, 1], atol=1e-12)
+    found = store.sampled(run["run_id"], "clp-full")
+    np.testing.assert_allclose(found.rewards.mean(1)[0], [0, 1], atol=1e-12)
+    np.testing.assert_allclose(found.weightings[0], [0, 1])
+    assert found.kl.shape == (5, 24) and (found.kl == 1.5).all()
+    assert run["computed_on"] == {
+        "evaluation": "float32, cpu, 2 threads",
+        "training": dict.fromkeys(("clp-full", "rewarded-soups"), "float32, cpu, 2 threads"),
+    }
 
 
 def test_dominance_in_sql_is_that_of_the_frontier_module(tmp_path):
@@ -383,21 +399,64 @@ def test_runs_of_the_first_schema_are_brought_over(project):
     assert not list(project.glob("*.set-aside"))
 
 
-@pytest.mark.parametrize(("version", "newer"), [(2, ["decisions", "stages"]), (3, ["stages"])])
-def test_runs_of_later_schemas_are_brought_over(project, version, newer):
+def downgrade(connection: duckdb.DuckDBPyConnection, version: int) -> None:
+    """Take out of a store what came after `version`; its runs are called old."""
+    connection.execute("DROP VIEW j")
+    for table in ("objective", "by_weighting", "regularized", *(["stages"] if version < 4 else [])):
+        connection.execute(f"DROP TABLE {table}")
+    for table, columns in (("runs", "alpha, computed_on"), ("prompts", '"group"')):
+        connection.execute(f"CREATE TABLE other AS SELECT * EXCLUDE ({columns}) FROM {table}")
+        connection.execute(f"DROP TABLE {table}")
+        connection.execute(f"ALTER TABLE other RENAME TO {table}")
+    connection.execute("DROP TABLE decisions")
+    if version > 2:
+        connection.execute(
+            """CREATE TABLE decisions (run_id VARCHAR, decided_at TIMESTAMP, method VARCHAR, challenger VARCHAR,
+               champion VARCHAR, promoted BOOLEAN, reasons VARCHAR[], hypervolume DOUBLE, champion_hypervolume DOUBLE,
+               difference DOUBLE, low DOUBLE, high DOUBLE, probability DOUBLE, worst_case DOUBLE[], worst_case_fall DOUBLE[],
+               kl DOUBLE, length_ratio DOUBLE, rule JSON);
+               INSERT INTO decisions VALUES ('old', '2026-01-01', 'clp-full', 'x', 'y', true, [], 9, 8, 1, 0.5, 1.5, 1, [0, 0],
+               [0, 0], 1, 1, '{}')"""
+        )
+    for table in ("metrics", "comparisons"):
+        name = "metric" if table == "metrics" else "statistic"
+        connection.execute(
+            f"""DELETE FROM {table} WHERE {name} IN ('mean_j', 'mean_kl', 'mean_regret') OR {name} LIKE 'regularized%'
+                OR {name} LIKE '%above_reference'"""
+        )
+    connection.execute("UPDATE meta SET schema_version = ?", [version])
+    for table in ("runs", "methods", "points", "results", "metrics", "comparisons", "prompts"):
+        connection.execute(f"UPDATE {table} SET run_id = 'old'")
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_runs_of_later_schemas_are_brought_over(project, version):
     path = project / "frontier.duckdb"
     with duckdb.connect(path) as connection:
-        for table in newer:
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("UPDATE meta SET schema_version = ?", [version])
-        for table in ("runs", "methods", "points", "results"):
-            connection.execute(f"UPDATE {table} SET run_id = 'old'")
+        downgrade(connection, version)
     with pytest.raises(ClpError, match="schema"):
         Store(path).runs()
     run = publish(project / "results", path, CONFIG)
     store = Store(path)
     assert set(store.runs().run_id) == {run, "old"} and len(store.points("old")) == len(store.points(run))
-    assert store.decisions().empty and store.stages("old").empty
+    assert store.stages("old").empty
+    decisions = store.decisions()
+    if version == 2:
+        assert decisions.empty
+    else:
+        assert decisions[["statistic", "value", "other_value"]].to_numpy().tolist() == [["hypervolume", 9, 8]]
+    # J is computed of what the old run's answers hold; only which prompts are alike is not known of it
+    assert store.run("old")["alpha"] == CONFIG.training.alpha and store.run("old")["computed_on"] is None
+    assert store.groups("old") is None and store.groups(run) is not None
+    for frame in (Store.objective, Store.by_weighting):
+        old, new = frame(store, "old"), frame(store, run)
+        values = "j" if "j" in old else "difference"
+        np.testing.assert_allclose(old[values], new[values], atol=1e-12)
+    names = ["method", "metric", "target"]
+    by_draws = "metric.str.endswith('dominates_all')"  # a share of the draws, which groups change
+    both = [store.metrics(each).query(f"not {by_draws}").set_index(names).value for each in ("old", run)]
+    pd.testing.assert_series_equal(both[0].sort_index(), both[1].sort_index(), atol=1e-12)
+    assert len(store.points("old", regularized=True)) == len(store.points("old"))
 
 
 def test_stages_are_kept_with_their_run_and_runs_can_be_forgotten(project):

@@ -87,7 +87,7 @@ def evaluate(
         return
     from rich.console import Console
 
-    from clp_lightning.report.tables import print_points
+    from clp_lightning.report.points import print_points
 
     shown = {"objectives": config.objectives, "methods": [{"method": model.name, "points": rows}]}
     title = f"{model}, {plural(frame.prompt_id.nunique(), 'prompt')}: mean standardized rewards [95 % interval]"

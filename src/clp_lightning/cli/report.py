@@ -17,11 +17,11 @@ def frontier(
     points: Annotated[bool, typer.Option(help="Print every point, also of many methods.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Print the comparison of the methods from the store.
+    """Print the comparison of the methods from the store: mean J, what training maximizes, first.
 
-    Example: clp frontier --json | jq '.methods[].hypervolume'
+    Example: clp frontier --json | jq '.methods[] | [.method, .mean_j]'
     """
-    from clp_lightning.report import tables
+    from clp_lightning.report import several, tables
     from clp_lightning.report.run import comparison
     from clp_lightning.store import runs
     from clp_lightning.store.queries import Store
@@ -29,10 +29,11 @@ def frontier(
     opened, console = Store(store), Console()
     if against:
         compared = runs.against(opened, opened.run(run)["run_id"], opened.run(against)["run_id"])
-        show = tables.print_against
+        show = several.print_against
     elif seeds:
-        compared = tables.seeds_as_json(runs.over_seeds(opened, runs.siblings(opened, run)))
-        show = tables.print_seeds
+        pooled = runs.over_seeds(opened, runs.siblings(opened, run))
+        compared = several.seeds_as_json(pooled | {"left_out": runs.left_out(opened, run)})
+        show = several.print_seeds
     else:
         compared = comparison(opened, run)
         show = functools.partial(tables.print_table, points=points)

@@ -80,13 +80,25 @@ class Evaluation(Section):
     batch_size: Positive
     bootstrap_draws: Annotated[int, Field(ge=100)]
     reference_point: float  # normalized reward, the same for every objective
+    # how test prompts are drawn: each as likely as any other, or as many from each group as it has to give
+    draw: Literal["random", "even"] = "random"
+    # column of the corpus whose prompts are alike, for draws and intervals; null: service, or the group of own rows
+    group: Annotated[str, Field(min_length=1)] | None = None
 
 
 class Promotion(Section):
     """When a newly trained policy takes the place of the one in use."""
 
     method: Name  # the one that is shipped
-    probability: Annotated[float, Field(gt=0.5, lt=1)]  # at least so sure that its hypervolume is the larger one
+    # what decides: J averaged over the weightings, or a hypervolume of docs/metrics.md
+    statistic: Literal[
+        "mean_j", "hypervolume", "hypervolume_above_reference", "regularized_hypervolume",
+        "regularized_hypervolume_above_reference",
+    ] = "mean_j"  # fmt: skip
+    prompts: Annotated[int, Field(ge=2)] | None = (
+        None  # drawn anew for each decision; null: as many as evaluation.prompts
+    )
+    probability: Annotated[float, Field(gt=0.5, lt=1)]  # at least so sure that its statistic is the larger one
     worst_case_margin: Annotated[
         float, Field(ge=0)
     ]  # by how much an objective's worst mean reward may fall, standardized

@@ -37,7 +37,7 @@ def evaluate_policy(
     `points` [N, K] are the weightings. Without `prompts` those of the test split are taken, as in the pipeline. Raises
     `ClpError` when the policy has other objectives than params.yaml. Prompts that are cut are noted on stderr.
     """
-    from clp_lightning.evaluation.results import test_prompts
+    from clp_lightning.evaluation.prompts import draw_prompts
     from clp_lightning.evaluation.sweep import Sweep, evaluate
     from clp_lightning.policy.loading import placement
     from clp_lightning.policy.steerable import SteerablePolicy
@@ -49,7 +49,7 @@ def evaluate_policy(
             f"{model} steers {', '.join(policy.objectives)}, but params.yaml has the rewards {', '.join(config.objectives)}"
         )
     settings = config.evaluation
-    chosen = test_prompts(config) if prompts is None else prompts
+    chosen = draw_prompts(config) if prompts is None else prompts
     if note := policy.template.check(chosen["document"].tolist()):
         print(f"clp: warning: {note}", file=sys.stderr)
     rewards = RewardSet.from_config(config, Path("."), paths.NORMALIZATION, references(chosen))

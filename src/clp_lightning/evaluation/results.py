@@ -5,24 +5,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from clp_lightning import paths
 from clp_lightning.config.methods import REFERENCE
 from clp_lightning.config.parameters import Config
-from clp_lightning.data.splits import read_split, references
+from clp_lightning.data.splits import references
 from clp_lightning.evaluation import methods
+from clp_lightning.evaluation.prompts import draw_prompts
 from clp_lightning.evaluation.sweep import Sweep
 from clp_lightning.evaluation.sweep import evaluate as sweep_and_score
 from clp_lightning.files import atomic, fingerprint, read_json, write_json
 from clp_lightning.rewards.reward_set import Monitors, RewardSet
 
 
-def evaluate_into(config: Config, method: str, models: Path, out: Path) -> Any:
-    """Evaluate the method that lies in the folder `models`, write its results to the folder `out` and return them."""
+def evaluate_into(config: Config, method: str, models: Path, out: Path, prompts: pd.DataFrame | None = None) -> Any:
+    """Evaluate the method that lies in the folder `models`, write its results to the folder `out` and return them.
+
+    `prompts` are those of the test split that `evaluation` draws unless they are given (rows of `draw_prompts`).
+    """
     started = time.monotonic()
-    contestant, points = sweep(config, method, models)
+    contestant, points = sweep(config, method, models, prompts)
     scale = read_json(paths.NORMALIZATION, remedy="run the stage normalization (`dvc repro`)")
     monitors = Monitors.from_config(config)
     frame = sweep_and_score(contestant.policy, points, method=method, monitors=monitors, normalization=scale)
+    computed_on = "; ".join(sorted(frame.pop("computed_on").unique()))
     summary = {
         "method": method,
         "objectives": list(config.objectives),
@@ -30,6 +37,7 @@ def evaluate_into(config: Config, method: str, models: Path, out: Path) -> Any:
         "seed": config.seed,
         "training_seed": config.training.seed,
         "corpus_hash": read_json(paths.CORPUS / "card.json", remedy="run the stage corpus (`dvc repro`)")["sha256"],
+        "computed_on": computed_on,
         "weights_hash": fingerprint(_weights(config, method, models)),
         "cost": {**contestant.cost, "evaluate_seconds": round(time.monotonic() - started, 1)},
     }
@@ -44,7 +52,9 @@ def evaluate_into(config: Config, method: str, models: Path, out: Path) -> Any:
     return frame
 
 
-def sweep(config: Config, method: str, models: Path = paths.MODELS) -> Any:
+def sweep(
+    config: Config, method: str, models: Path = paths.MODELS, prompts: pd.DataFrame | None = None
+) -> tuple[methods.Contestant, Sweep]:
     """Return the contestant and its sweep; the parts of a sweep lie where the same inputs find them again."""
     settings, contestant = config.evaluation, methods.load(config, method, models)
     inputs = (
@@ -57,7 +67,7 @@ def sweep(config: Config, method: str, models: Path = paths.MODELS) -> Any:
         config.compute,
         config.derived.get(method),
     )
-    prompts = test_prompts(config)
+    prompts = draw_prompts(config) if prompts is None else prompts
     points = Sweep(
         prompts=prompts,
         weightings=contestant.weightings,
@@ -65,17 +75,16 @@ def sweep(config: Config, method: str, models: Path = paths.MODELS) -> Any:
         samples=settings.samples_per_prompt,
         batch_size=settings.batch_size,
         seed=config.training.seed,
-        parts=paths.checkpoints(f"evaluate-{method}", settings, config.generation, config.seed, *inputs),
+        parts=paths.checkpoints(f"evaluate-{method}", settings, config.generation, *_drawn(prompts), *inputs),
         best_of=contestant.best_of,
         alpha=contestant.alpha,
     )
     return contestant, points
 
 
-def test_prompts(config: Config) -> Any:
-    """Return the rows of the test split that every method is evaluated on."""
-    test = read_split(paths.CORPUS, "test")
-    return test.sample(min(config.evaluation.prompts, len(test)), random_state=config.seed).reset_index(drop=True)
+def _drawn(prompts: pd.DataFrame) -> list[str]:
+    """Return which prompts these are, in their order: interrupted sweeps of others are not continued."""
+    return prompts["id"].astype(str).tolist()
 
 
 def _weights(config: Config, method: str, models: Path) -> Path:

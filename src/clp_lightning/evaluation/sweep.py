@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from clp_lightning.files import atomic
+from clp_lightning.policy.loading import computing
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.progress import track
 from clp_lightning.rewards.reward_set import Monitors, RewardSet
@@ -57,7 +58,9 @@ def sample(policy: SteerablePolicy, sweep: Sweep, indices: Sequence[int] | None 
             f"w:{name}": np.nan if weighting is None else weighting[k] for k, name in enumerate(policy.objectives)
         }
         with atomic(sweep.part(index)) as beside:
-            frame.assign(weighting_id=index, **weights).to_parquet(beside, index=False)
+            frame.assign(weighting_id=index, computed_on=computing(policy.model), **weights).to_parquet(
+                beside, index=False
+            )
 
 
 def evaluate(
@@ -94,6 +97,7 @@ def _sample(policy: SteerablePolicy, weighting: np.ndarray | None, sweep: Sweep)
             pd.DataFrame(
                 {
                     "prompt_id": repeated["id"].to_numpy(),
+                    "group": repeated["group" if "group" in repeated else "id"].to_numpy(),
                     "document": repeated["document"].astype(object),  # as it is: it may be a conversation
                     "reference_summary": repeated["summary"].to_numpy(),
                     "response": policy.decode(responses.ids),

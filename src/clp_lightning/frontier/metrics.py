@@ -34,7 +34,7 @@ def hypervolume(points: ArrayLike, reference_point: ArrayLike) -> float:
     `points` [N, K], `reference_point` [K]. Points that are not above the reference point in every objective contribute
     nothing; no points have volume 0. Raises `ClpError` on NaN or when the two disagree about K.
     """
-    points, reference = _set(points), np.atleast_1d(_finite(reference_point, "the reference point"))
+    points, reference = _set(points), np.atleast_1d(finite(reference_point, "the reference point"))
     if reference.shape != (points.shape[1],):
         raise ClpError(f"points have {points.shape[1]} objectives, the reference point has {reference.size}")
     if len(points) == 0:
@@ -154,7 +154,7 @@ def wins(weightings: ArrayLike, a: ArrayLike, b: ArrayLike) -> Array:
     rate. Raises `ClpError` on NaN.
     """
     w = _points(weightings)
-    a, b = _finite(a, "rewards of A"), _finite(b, "rewards of B")
+    a, b = finite(a, "rewards of A"), finite(b, "rewards of B")
     if a.shape != b.shape or a.shape[::2] != w.shape:
         raise ClpError(f"a win rate needs the same weightings and prompts, not {a.shape} and {b.shape} at {w.shape}")
     difference = ((a - b) * w[:, None]).sum(-1)
@@ -176,7 +176,7 @@ def steerability(weightings: ArrayLike, rewards: ArrayLike) -> float:
 
 
 def _pair(weightings: ArrayLike, rewards: ArrayLike) -> tuple[Array, Array]:
-    x, y = _finite(weightings, "weightings"), _finite(rewards, "rewards")
+    x, y = finite(weightings, "weightings"), finite(rewards, "rewards")
     if x.shape != y.shape or x.ndim != 1:
         raise ClpError(f"weightings and rewards must be two lists of one length, not {x.shape} and {y.shape}")
     return x, y
@@ -204,13 +204,14 @@ def _some(values: ArrayLike) -> Array:
 
 
 def _points(values: ArrayLike) -> Array:
-    points = _finite(values, "points")
+    points = finite(values, "points")
     if points.ndim < 2:
         raise ClpError(f"points must have the shape [N, K], not {list(points.shape)}")
     return points
 
 
-def _finite(values: ArrayLike, what: str) -> Array:
+def finite(values: ArrayLike, what: str) -> Array:
+    """Return `values` as float64; raises `ClpError` on NaN and infinities."""
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ClpError(f"{what} must be finite numbers, found {int((~np.isfinite(array)).sum())} that are not")

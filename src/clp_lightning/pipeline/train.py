@@ -9,7 +9,7 @@ from clp_lightning.data.splits import read_split, references
 from clp_lightning.errors import UsageError
 from clp_lightning.files import write_curve
 from clp_lightning.pipeline import records
-from clp_lightning.policy.loading import load_base, placement
+from clp_lightning.policy.loading import computing, load_base, placement
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.rewards.reward_set import RewardSet
 from clp_lightning.steering.experts import Experts
@@ -65,7 +65,8 @@ def train(config: Config, method: str) -> None:
         "stored_parameters": sum(tensor.numel() for tensor in experts.tensors().values()),
         "models": 1 if listed is None else len(listed),
     }
-    policy.save(paths.MODELS / method, base_model="../reference", method=method, seed=budget.seed, cost=cost)
+    on = {"computed_on": computing(model)}
+    policy.save(paths.MODELS / method, base_model="../reference", method=method, seed=budget.seed, cost=cost | on)
     write_curve(module.curve, paths.MODELS / method / "training_curve.csv")
     records.curve(f"train-{method}", module.curve)
     last = module.curve[-max(1, len(module.curve) // 5) :]

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from clp_lightning.config.data import Compute, Quantization
-from clp_lightning.errors import ClpError, UsageError, make
+from clp_lightning.errors import ClpError, UsageError, make, plural
 
 # What chat templates take for today, as Llama's do where nobody tells them the date.
 DATE, DATE_FUNCTION = datetime.datetime(2024, 7, 26), "strftime_now"
@@ -86,6 +86,13 @@ def placement(compute: Compute) -> dict[str, Any]:
         "dtype": None if compute.dtype == "auto" else getattr(torch, compute.dtype),
         "device": str(chosen_device(compute.device)),
     }
+
+
+def computing(model: PreTrainedModel) -> str:
+    """Say what a model computes with here, e.g. `float32, cpu, 2 threads`: results that differ in it are not set side by side."""
+    kind = model.device.type
+    name = torch.cuda.get_device_name(model.device) if kind == "cuda" else kind
+    return f"{str(model.dtype).removeprefix('torch.')}, {name}, {plural(torch.get_num_threads(), 'thread')}"
 
 
 def answering_dtype(name: str = "auto", device: str | None = None) -> torch.dtype:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from clp_lightning.files import atomic
-from clp_lightning.report.labels import CAVEAT, difference_sentence, method_styles, weighting_label
+from clp_lightning.report.cells import decimals, measured, with_interval
+from clp_lightning.report.figures import frontier_figure, objective_figure
+from clp_lightning.report.labels import CAVEAT, difference_sentence, weighting_label
 from clp_lightning.report.run import comparison
 from clp_lightning.store.queries import MONITORS, Store
 
@@ -32,24 +34,36 @@ def _page(compared: Mapping[str, Any]) -> str:
     about = [
         ("run", compared["run"]), ("published", compared["published_at"]), ("code", compared["code_commit"]),
         ("seed", compared["seed"]), ("training seed", compared["training_seed"]), ("corpus", compared["corpus_hash"]),
-        ("test prompts", compared["prompts"]), ("resamples", compared["bootstrap_draws"]),
+        ("test prompts", compared["prompts"]), ("their groups", compared["groups"]),
+        ("computed on", _computed_on(compared["computed_on"])), ("alpha", compared["alpha"]),
+        ("resamples", compared["bootstrap_draws"]),
         ("reference point", ", ".join(f"{n} {v:g}" for n, v in compared["reference_point"].items())),
         ("normalization (mean, std)",
          "; ".join(f"{n} ({s['mean']:.4g}, {s['std']:.4g})" for n, s in compared["normalization"].items())),
     ]  # fmt: skip
-    pairs = [pair for pair in compared["comparisons"] if pair["statistic"] == "hypervolume"]
+    pairs, volumes = (
+        [pair for pair in compared["comparisons"] if pair["statistic"] == name] for name in ("mean_j", "hypervolume")
+    )
+    strength = "" if compared["alpha"] is None else f" (alpha {compared['alpha']:g})"
     left_out = [f"{name}: {reason}" for name, reason in compared["left_out"].items()]
     parts = [
         f"<h1>Frontier: {html.escape(' against '.join(objectives))}</h1>",
         f'<p class="faint">{html.escape(CAVEAT)} Rewards are standardized; up and to the right is better.</p>',
-        _figure(compared),
-        _table("Methods", ["method", "hypervolume [95 %]", *(f"tau {n}" for n in objectives), *_COSTS.values()],
+        "<h2>What training maximizes</h2>",
+        f'<p class="faint">J(w) = (1 - alpha) w.R - alpha KL{strength}, at every weighting; bands and intervals are 95 %.</p>',
+        *([objective_figure(compared)] if pairs else []),
+        _table("Mean J over the weightings", ["method", "mean J [95 %]", "regret", "KL"], [_j_row(method) for method in methods]),
+        "<ul>", *(f"<li>{html.escape(difference_sentence(pair))}</li>" for pair in pairs), "</ul>",
+        f'<p class="faint">Pairs compared: {len(volumes)}; each interval is for its pair alone.</p>',
+        _table("J at each weighting, and behind the best method there by", *_by_weighting(methods)),
+        "<h2>Frontiers of mean rewards</h2>",
+        frontier_figure(compared, plotly=not pairs),
+        _table("Methods", ["method", *_VOLUMES.values(), *(f"tau {n}" for n in objectives), *_COSTS.values()],
                [_method_row(method, objectives) for method in methods]),
-        _table("Share of a method's points (column) that the row dominates", ["", *(m["method"] for m in methods)],
-               [_dominance_row(method, methods) for method in methods]),
-        "<h2>Hypervolume, paired over prompts</h2><ul>",
-        *(f"<li>{html.escape(difference_sentence(pair))}</li>" for pair in pairs), "</ul>",
-        f'<p class="faint">Pairs compared: {len(pairs)}; each interval is for its pair alone.</p>',
+        *(_table(f"Share of a method's {what} (column) that the row dominates", ["", *(m["method"] for m in methods)],
+                 [_dominance_row(method, methods, kind) for method in methods]) for kind, what in _SHARES.items()),
+        "<h2>Hypervolume of rewards, paired over prompts</h2><ul>",
+        *(f"<li>{html.escape(difference_sentence(pair))}</li>" for pair in volumes), "</ul>",
         *([f"<h2>Left out</h2><p>{html.escape(' '.join(left_out))}</p>"] if left_out else []),
         _table("Every point", ["method", "w", *objectives, *MONITORS], _point_rows(methods, objectives)),
         _table("What reproduces it", ["", ""], [[name, str(value)] for name, value in about]),
@@ -67,48 +81,38 @@ _COSTS = {
 }  # fmt: skip
 
 
-def _figure(compared: Mapping[str, Any]) -> str:
-    """The first two objectives (one: against nothing) with 95 % bars, as plotly's own script within the page."""
-    import plotly.graph_objects as go
+_VOLUMES = {
+    "hypervolume": "hypervolume [95 %]", "hypervolume_above_reference": "above the reference",
+    "regularized_hypervolume": "regularized", "regularized_hypervolume_above_reference": "regularized, above the reference",
+}  # fmt: skip
+_SHARES = {"dominated_share": "points", "regularized_dominated_share": "regularized points"}
 
-    objectives = compared["objectives"]
-    x, y = objectives[0], objectives[min(1, len(objectives) - 1)]
-    figure = go.Figure()
-    styles = method_styles(method["method"] for method in compared["methods"])
-    for method in compared["methods"]:
-        points, (colour, symbol) = method["points"], styles[method["method"]]
-        values = {name: [point["rewards"][name] for point in points] for name in (x, y)}
-        bars = {
-            name: {
-                "type": "data", "symmetric": False, "color": colour, "thickness": 0.8, "width": 0,
-                "array": [point["intervals"][name][1] - point["rewards"][name] for point in points],
-                "arrayminus": [point["rewards"][name] - point["intervals"][name][0] for point in points],
-            }
-            for name in (x, y)
-        }  # fmt: skip
-        figure.add_scatter(
-            name=html.escape(method["method"]), x=values[x], y=values[y], error_x=bars[x], error_y=bars[y],
-            mode="lines+markers" if len(objectives) == 2 else "markers", line={"color": colour},
-            marker={"color": colour, "symbol": symbol, "size": 10},
-            text=[weighting_label(point["weighting"]) for point in points],
-            hovertemplate=f"w = %{{text}}<br>{html.escape(x)} %{{x:.2f}}<br>{html.escape(y)} %{{y:.2f}}",
-        )  # fmt: skip
-    figure.update_layout(
-        height=560, template="plotly_white", margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis_title=f"{x} (standardized)", yaxis_title=f"{y} (standardized)", legend={"orientation": "h", "y": 1.08},
-    )  # fmt: skip
-    return figure.to_html(full_html=False, include_plotlyjs=True, config={"displayModeBar": False})
+
+def _j_row(method: Mapping[str, Any]) -> list[str]:
+    cells = (measured(method["metrics"].get(name), 3) for name in ("mean_j", "mean_regret"))
+    return [method["method"], *cells, decimals(method["mean_kl"], 2)]
+
+
+def _by_weighting(methods: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: J of every method at each weighting, with its KL there and what the best method has more."""
+    names = [method["method"] for method in methods]
+    cells: dict[str, dict[str, str]] = {}
+    for method in methods:
+        for point in method["by_weighting"]:
+            behind = "best" if point["regret"] < 0.005 else f"behind {point['regret']:.2f}"
+            text = f"{with_interval(point['j'], point['j_interval'])}, {behind}, KL {point['kl']:.1f}"
+            cells.setdefault(weighting_label(point["weighting"]), {})[method["method"]] = text
+    return ["w", *names], [[label, *(row.get(name, "–") for name in names)] for label, row in cells.items()]
 
 
 def _method_row(method: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:
-    low, high = method["hypervolume_interval"]
     taus = [f"{method['steerability'][n]:.2f}" if n in method["steerability"] else "–" for n in objectives]
     costs = ["–" if method["cost"][name] is None else f"{method['cost'][name]:,.0f}" for name in _COSTS]
-    return [method["method"], f"{method['hypervolume']:.2f} [{low:.2f}, {high:.2f}]", *taus, *costs]
+    return [method["method"], *(measured(method["metrics"].get(name)) for name in _VOLUMES), *taus, *costs]
 
 
-def _dominance_row(method: Mapping[str, Any], methods: Sequence[Mapping[str, Any]]) -> list[str]:
-    shares = [method["dominated_share"].get(other["method"]) for other in methods]
+def _dominance_row(method: Mapping[str, Any], methods: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
+    shares = [method[kind].get(other["method"]) for other in methods]
     return [method["method"], *("–" if share is None else f"{share['value']:.0%}" for share in shares)]
 
 
@@ -123,6 +127,13 @@ def _point_rows(methods: Sequence[Mapping[str, Any]], objectives: Sequence[str])
         for method in methods
         for point in method["points"]
     ]
+
+
+def _computed_on(known: Mapping[str, Any] | None) -> str:
+    if known is None:
+        return "not known"
+    trained = "; ".join(f"{name} trained on {where}" for name, where in known["training"].items())
+    return f"evaluated on {known['evaluation']}; {trained}"
 
 
 def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -23,7 +23,15 @@ METHOD_STYLES: dict[str, tuple[str, str]] = {
     "soups-dare": ("#999933", "pentagon"),
 }
 MONITOR_NAMES = dict(zip(MONITORS, ("ROUGE-L", "coverage", "KL", "length", "dist-2"), strict=True))
-CAVEAT = "Intervals cover the choice of test prompts, not the spread between training runs."
+BASELINES = ("rewarded-soups", "clp-prompt")  # every method is set against them
+# What methods are compared by (`store.objective.MEASURES`), as a table heads it.
+MEASURE_NAMES = {
+    "mean_j": "mean J", "mean_kl": "mean KL", "worst_objective": "highest floor", "hypervolume": "hypervolume",
+    "hypervolume_above_reference": "hypervolume above the reference policy",
+    "regularized_hypervolume": "hypervolume of regularized rewards",
+    "regularized_hypervolume_above_reference": "hypervolume of regularized rewards above the reference policy",
+}  # fmt: skip
+CAVEAT = "Intervals cover the choice of test prompts and their groups, not the spread between training runs."
 
 
 def method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -35,7 +43,7 @@ def method_styles(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def difference_sentence(pair: Mapping[str, Any]) -> str:
-    """One paired difference in words, with the method that is ahead first."""
+    """One paired difference of a comparison in words, with the method that is ahead first, and the KL of both."""
     (a, b), difference, (low, high), ahead = (
         pair["methods"],
         pair["difference"],
@@ -45,10 +53,13 @@ def difference_sentence(pair: Mapping[str, Any]) -> str:
     if difference < 0:
         a, b, difference, low, high, ahead = b, a, -difference, -high, -low, 1 - ahead
     verdict = "" if low > 0 else "; the interval includes 0, so neither is shown to be better"
-    return (
-        f"{a} encloses {difference:.2f} more than {b}, 95 % interval [{low:.2f}, {high:.2f}], "
-        f"ahead with probability {ahead:.0%}{verdict}"
-    )
+    if pair["statistic"] == "mean_j":
+        lead = f"{a} is ahead of {b} by {difference:.3f} in mean J, 95 % interval [{low:.3f}, {high:.3f}]"
+    else:
+        lead = f"{a} encloses {difference:.2f} more than {b}, 95 % interval [{low:.2f}, {high:.2f}]"
+    kl = pair["kl"]
+    paid = "" if kl is None else f", KL {kl[a]:.2f} against {kl[b]:.2f} nats"
+    return f"{lead}, with probability {ahead:.0%}{paid}{verdict}"
 
 
 def weighting_label(weighting: Mapping[str, float] | None) -> str:

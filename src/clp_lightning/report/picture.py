@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clp_lightning.files import atomic
+from clp_lightning.report.cells import with_interval
 from clp_lightning.report.labels import CAVEAT, method_styles, weighting_label
 from clp_lightning.store.queries import REFERENCE
 
@@ -44,7 +45,7 @@ def picture(comparison: Mapping[str, Any], path: Path | str) -> None:
     figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.01, 0.24 / height), frameon=False, fontsize=9.5,
                   labelcolor=INK, borderaxespad=0, handletextpad=0.6)  # fmt: skip
     point = ", ".join(f"{value:g}" for value in comparison["reference_point"].values())
-    note = f"Hypervolume above ({point}); larger is better. {CAVEAT}"
+    note = f"J is what training maximizes, KL in nats; hypervolume above ({point}). {CAVEAT}"
     figure.text(0.02, 0.08 / height, note, va="bottom", fontsize=8, color=FAINT)
     figure.tight_layout(rect=(0.005, foot, 0.995, head), w_pad=2)
     kind = path.suffix.lstrip(".").lower() or "png"
@@ -60,13 +61,14 @@ def _draw(panel: Any, comparison: Mapping[str, Any], pair: tuple[str, str | None
         colour, marker = styles[name]
         x, x_error = _values(points, horizontal)
         y, y_error = _values(points, vertical) if vertical else ([float(-list(styles).index(name))] * len(points), None)
-        low, high = method["hypervolume_interval"]
-        volume = f"{method['hypervolume']:.2f} [{low:.2f}, {high:.2f}]"
+        volume = f"hypervolume {with_interval(method['hypervolume'], method['hypervolume_interval'])}"
+        j = "" if method["mean_j"] is None else f"mean J {with_interval(method['mean_j'], method['mean_j_interval'])}, "
+        kl = "" if method["mean_kl"] is None else f"KL {method['mean_kl']:.1f}, "
         panel.errorbar(
             x, y, xerr=x_error, yerr=y_error, color=colour, marker=MARKERS[marker], markeredgecolor="white",
             markeredgewidth=0.7, markersize=15 if name == REFERENCE else 7.5, linewidth=1.8,
             linestyle="-" if connected and len(points) > 1 else "none", ecolor=(colour, 0.38), elinewidth=1.1,
-            zorder=4 if name == REFERENCE else 3, label=f"{name}: hypervolume {volume}",
+            zorder=4 if name == REFERENCE else 3, label=f"{name}: {j}{kl}{volume}",
         )  # fmt: skip
         if connected and vertical:
             for i in {0, len(points) - 1} if points[0]["weighting"] else set():

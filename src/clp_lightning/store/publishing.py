@@ -19,10 +19,13 @@ from clp_lightning.config.methods import REFERENCE
 from clp_lightning.config.parameters import Config
 from clp_lightning.errors import ClpError, make, plural
 from clp_lightning.files import atomic, fingerprint, locked
+from clp_lightning.store.earlier import objective_of_earlier_runs
+from clp_lightning.store.resampling import Setting
 from clp_lightning.store.results import COSTS, MONITORS, MethodResults, columns, quoted, read_results
 from clp_lightning.store.schema import (
     CREATE,
     LASTING,
+    OBJECTIVE_SINCE,
     SCHEMA_VERSION,
     TABLES,
     attach,
@@ -120,17 +123,26 @@ _LIMITS: dict[str, str | bool | int | float | list[str]] = {
 def _frames(found: list[MethodResults], problems: dict[str, str], config: Config) -> dict[str, pd.DataFrame]:
     first = found[0].summary
     now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
-    reference_point = [config.evaluation.reference_point] * len(config.objectives)
-    measured = statistics(found, config.objectives, config.evaluation, config.seed)
+    setting = Setting(
+        config.objectives, [config.evaluation.reference_point] * len(config.objectives), config.evaluation.bootstrap_draws,
+        config.seed, config.training.alpha, found[0].groups, config.evaluation.weightings,
+    )  # fmt: skip
+    measured = statistics([f.sampled for f in found], setting)
+    monitors = pd.concat([f.points.assign(method=f.method) for f in found], ignore_index=True)
+    measured["points"] = measured["points"].merge(monitors, on=["method", "weighting_id"], validate="1:1")
     costs = {f.method: f.summary["cost"] for f in found}
     spent = [cost.get(key) or 0.0 for cost in costs.values() for key in ("train_seconds", "evaluate_seconds")]
     run = {
         "created_at": now, "published_at": now, "code_commit": _commit(), "params": config.model_dump_json(),
         "corpus_hash": first["corpus_hash"], "seed": first["seed"], "training_seed": first["training_seed"],
         "objectives": list(config.objectives), "normalization": json.dumps(first["normalization"]),
-        "reference_point": reference_point, "bootstrap_draws": config.evaluation.bootstrap_draws,
+        "reference_point": setting.reference_point, "bootstrap_draws": config.evaluation.bootstrap_draws,
         "prompts": len(found[0].prompts), "versions": json.dumps(_versions()),
         "machine": f"{platform.machine()}, {plural(os.cpu_count() or 1, 'core')}", "duration_seconds": sum(spent),
+        "alpha": config.training.alpha, "computed_on": json.dumps({
+            "evaluation": first["computed_on"],
+            "training": {f.method: cost["computed_on"] for f in found if "computed_on" in (cost := f.summary["cost"])},
+        }),
     }  # fmt: skip
     methods = [
         {"method": name, "position": position, "problem": problems.get(name)}
@@ -179,6 +191,9 @@ def _copy(connection: duckdb.DuckDBPyConnection, previous: Path, without: Sequen
         "SELECT min(created_at) FROM m.runs WHERE list_contains(?::VARCHAR[], run_id)", [list(without)]
     ).fetchone()
     connection.execute("DETACH m")
+    if version < OBJECTIVE_SINCE:
+        for table, frame in objective_of_earlier_runs(connection).items():
+            _insert(connection, table, frame)
     return created[0] if created else None
 
 
@@ -206,7 +221,7 @@ def _insert_rows(connection: duckdb.DuckDBPyConnection, run_id: str, found: Meth
     if found.method == REFERENCE:
         connection.execute(
             """INSERT INTO prompts BY NAME
-               SELECT DISTINCT ? AS run_id, CAST(prompt_id AS VARCHAR) AS prompt_id, document, reference_summary
+               SELECT DISTINCT ? AS run_id, CAST(prompt_id AS VARCHAR) AS prompt_id, document, reference_summary, "group"
                FROM read_parquet(?)""",
             [run_id, str(found.parquet)],
         )

@@ -13,7 +13,7 @@ import pandas as pd
 from clp_lightning.config.methods import REFERENCE
 from clp_lightning.errors import ClpError, make
 from clp_lightning.store.publishing import forget, publish, record_decision
-from clp_lightning.store.results import MONITORS
+from clp_lightning.store.results import MONITORS, Sampled, as_sampled, sampled_query
 from clp_lightning.store.schema import attach, not_a_store
 
 __all__ = ["MONITORS", "REFERENCE", "Store", "forget", "publish", "record_decision"]
@@ -42,10 +42,10 @@ class Store:
         return status.st_ino, status.st_mtime_ns
 
     def runs(self) -> pd.DataFrame:
-        """All runs, the latest first; `params`, `normalization` and `versions` are dicts."""
+        """All runs, the latest first; `params`, `normalization`, `versions` and, if known, `computed_on` are dicts."""
         runs = self._query("SELECT * FROM m.runs ORDER BY published_at DESC, run_id")
-        for column in ("params", "normalization", "versions"):
-            runs[column] = [json.loads(value) for value in runs[column]]
+        for column in ("params", "normalization", "versions", "computed_on"):
+            runs[column] = [None if pd.isna(value) else json.loads(value) for value in runs[column]]
         for column in ("objectives", "reference_point"):
             runs[column] = [np.asarray(value).tolist() for value in runs[column]]
         return runs
@@ -79,11 +79,12 @@ class Store:
         query = "SELECT * EXCLUDE (run_id) FROM m.curves WHERE run_id = ? ORDER BY method, name, step"
         return self._query(query, run)
 
-    def history(self) -> pd.DataFrame:
-        """Hypervolume of every method in every run: run_id, published_at, method, value, low, high."""
+    def history(self, metric: str = "mean_j") -> pd.DataFrame:
+        """A metric of every method in every run: run_id, published_at, method, value, low, high."""
         query = """SELECT run_id, published_at, method, value, low, high FROM m.metrics JOIN m.runs USING (run_id)
-                   JOIN m.methods USING (run_id, method) WHERE metric = 'hypervolume' ORDER BY published_at, run_id, position"""
-        return self._query(query)
+                   JOIN m.methods USING (run_id, method) WHERE metric = ? AND target IS NULL
+                   ORDER BY published_at, run_id, position"""
+        return self._query(query, metric)
 
     def mean_kl(self) -> pd.DataFrame:
         """Mean KL over the weightings of every method in every run: run_id, method, kl."""
@@ -116,20 +117,41 @@ class Store:
         decisions["rule"] = [json.loads(value) for value in decisions["rule"]]
         return decisions
 
-    def per_prompt(self, run: str, method: str) -> np.ndarray:
-        """A method's rewards [N, P, K]: weightings in their order, prompts by id, the mean over samples of a prompt."""
-        objectives = range(1, len(self.run(run)["objectives"]) + 1)
-        each = ", ".join(f"avg(rewards[{k}]) AS r{k}" for k in objectives)
-        query = f"""SELECT weighting_id, {each} FROM m.results WHERE run_id = ? AND method = ?
-                    GROUP BY weighting_id, prompt_id ORDER BY weighting_id, prompt_id"""  # noqa: S608 - numbers only
-        frame = self._query(query, run, method)
-        values = frame[[f"r{k}" for k in objectives]].to_numpy(float)
-        return values.reshape(frame.weighting_id.nunique(), -1, len(objectives))
+    def sampled(self, run: str, method: str) -> Sampled:
+        """A method's rewards and KL at every weighting and prompt, weightings in their order, prompts by id."""
+        return as_sampled(self._query(sampled_query(len(self.run(run)["objectives"]), "m"), run, method), method)
 
-    def points(self, run: str) -> pd.DataFrame:
-        """Mean rewards of every method and weighting with 95 % intervals, and the means of the monitors."""
-        query = """SELECT p.* EXCLUDE (run_id) FROM m.points p JOIN m.methods USING (run_id, method)
+    def groups(self, run: str) -> tuple[str, ...] | None:
+        """Each prompt's group, prompts by id; None where a run of an older version does not tell."""
+        found = self._query('SELECT "group" FROM m.prompts WHERE run_id = ? ORDER BY prompt_id', run)["group"]
+        return None if found.isna().any() else tuple(found)
+
+    def points(self, run: str, *, regularized: bool = False) -> pd.DataFrame:
+        """Mean rewards of every method and weighting with 95 % intervals, and the means of the monitors.
+
+        With `regularized` the rewards and intervals are those of `(1 - alpha) R - alpha KL`; no rows where a run has none.
+        """
+        replaced = "REPLACE (v.rewards AS rewards, v.low AS low, v.high AS high)" if regularized else ""
+        joined = "JOIN m.regularized v USING (run_id, method, weighting_id)" if regularized else ""
+        query = f"""SELECT p.* EXCLUDE (run_id) {replaced} FROM m.points p {joined} JOIN m.methods USING (run_id, method)
+                    WHERE run_id = ? ORDER BY position, weighting_id"""  # noqa: S608 - no text of anybody else
+        return self._named(run, self._query(query, run))
+
+    def objective(self, run: str) -> pd.DataFrame:
+        """J = (1 - alpha) w.R - alpha KL of every method at every weighting: alpha, kl, j, j_low, j_high, regret and its ends.
+
+        The reference policy is at every weighting that any method was given. No rows where a run has no J.
+        """
+        query = """SELECT o.* EXCLUDE (run_id) FROM m.objective o JOIN m.methods USING (run_id, method)
                    WHERE run_id = ? ORDER BY position, weighting_id"""
+        return self._named(run, self._query(query, run))
+
+    def by_weighting(self, run: str) -> pd.DataFrame:
+        """Paired differences in J at each weighting that two methods were given: difference, from_, to, probability."""
+        query = """SELECT c.* EXCLUDE (run_id, low, high), low AS from_, high AS to_ FROM m.by_weighting c
+                   JOIN m.methods a ON a.run_id = c.run_id AND a.method = c.method_a
+                   JOIN m.methods b ON b.run_id = c.run_id AND b.method = c.method_b
+                   WHERE c.run_id = ? ORDER BY a.position, b.position, c.weighting"""
         return self._named(run, self._query(query, run))
 
     def metrics(self, run: str) -> pd.DataFrame:

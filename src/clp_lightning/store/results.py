@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -21,20 +21,55 @@ COSTS = (
     "rollouts", "generated_tokens", "train_seconds", "evaluate_seconds", "stored_parameters", "models",
     "forward_passes_per_token",
 )  # fmt: skip
-TEXTS = ("prompt_id", "document", "reference_summary", "response")
-SHARED = ("objectives", "normalization", "corpus_hash", "seed", "training_seed")  # what methods of one run agree on
+TEXTS = ("prompt_id", "group", "document", "reference_summary", "response")
+# what methods of one run agree on
+SHARED = ("objectives", "normalization", "corpus_hash", "seed", "training_seed", "computed_on")
+
+
+class Sampled(NamedTuple):
+    """A method's answers as numbers: `rewards` [N, P, K] and `kl` [N, P] (nats per answer, means over a prompt's samples).
+
+    `weightings` [N, K] are None for a policy that takes none, which has N = 1.
+    """
+
+    method: str
+    weightings: frontier.Array | None
+    rewards: frontier.Array
+    kl: frontier.Array
+
+
+def sampled_query(objectives: int, schema: str = "main") -> str:
+    """Return the query of a run's and a method's answers that `as_sampled` reads; several samples of a prompt are averaged."""
+    each = ", ".join(f"avg(rewards[{k}]) AS r{k}" for k in range(1, objectives + 1))
+    return f"""SELECT weighting_id, any_value(weighting) AS weighting, {each}, avg(kl) AS kl
+               FROM {schema}.results WHERE run_id = ? AND method = ?
+               GROUP BY weighting_id, prompt_id ORDER BY weighting_id, prompt_id"""  # noqa: S608 - numbers only
+
+
+def as_sampled(rows: pd.DataFrame, method: str) -> Sampled:
+    """Return the rows of `sampled_query`; raises `ClpError` when answers are missing."""
+    points = max(1, rows.weighting_id.nunique())
+    prompts, left = divmod(len(rows), points)
+    if left or not prompts:
+        raise ClpError(f"{method} has {len(rows)} answers, which are not the same number at each weighting")
+    values = rows.drop(columns=["weighting_id", "weighting"]).to_numpy(float).reshape(points, prompts, -1)
+    given = rows.weighting.iloc[::prompts]
+    weightings = None if given.isna().any() else np.stack(given.to_list()).astype(float)
+    return Sampled(method, weightings, values[..., :-1], values[..., -1])
 
 
 @dataclasses.dataclass(frozen=True)
 class MethodResults:
-    """One method's folder: `points` one row per weighting (NaN where it takes none), `rewards` [N, P, K], `prompts` [P]."""
+    """One method's folder: `points` one row per weighting (NaN where it takes none), rewards and KL, `prompts` and groups [P]."""
 
     method: str
     folder: Path
     summary: dict[str, Any]
     points: pd.DataFrame
     rewards: frontier.Array
+    kl: frontier.Array
     prompts: tuple[str, ...]
+    groups: tuple[str, ...]
 
     @property
     def parquet(self) -> Path:
@@ -54,6 +89,11 @@ class MethodResults:
         weights = self.points["weighting"]
         return None if weights.isna().any() else np.array(weights.tolist())
 
+    @property
+    def sampled(self) -> Sampled:
+        """What the statistics are computed from."""
+        return Sampled(self.method, self.weightings, self.rewards, self.kl)
+
 
 def read_results(results: Path, config: Config) -> tuple[list[MethodResults], dict[str, str]]:
     """Read the reference policy's and every other method's results, in the order of params.yaml.
@@ -71,12 +111,17 @@ def read_results(results: Path, config: Config) -> tuple[list[MethodResults], di
     return found, problems
 
 
-def alike(first: MethodResults, other: MethodResults) -> MethodResults:
+def alike(first: MethodResults | None, other: MethodResults) -> MethodResults:
     """Return `other`; raises `ClpError` when it was not made from what `first` was made from, or on other prompts."""
+    if first is None:
+        return other
     for key in SHARED:
         if other.summary[key] != first.summary[key]:
-            raise _problem(other.method, other.folder, f"another {key} than {first.method}'s")
-    if other.prompts != first.prompts:
+            what = f"another {key} than {first.method}'s"
+            if key == "computed_on":
+                what = f"been computed on {other.summary[key]}, those of {first.method} on {first.summary[key]}"
+            raise _problem(other.method, other.folder, what)
+    if (other.prompts, other.groups) != (first.prompts, first.groups):
         raise _problem(other.method, other.folder, f"other prompts than {first.method}'s")
     return other
 
@@ -95,38 +140,43 @@ def read_method(folder: Path, method: str, objectives: tuple[str, ...]) -> Metho
     with contextlib.closing(duckdb.connect()) as connection:
         try:
             connection.read_parquet(str(folder / "results.parquet")).create_view("rows")
-            points, rewards, prompts = _tensors(connection, method, folder, objectives)
+            points, tensor, prompts, groups = _tensors(connection, method, folder, objectives)
         except (duckdb.Error, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise ClpError(
                 f"cannot read {folder / 'results.parquet'} of method {method}: {reason}; {remedy}"
             ) from error
-    return MethodResults(method, folder, dict(summary), points, rewards, prompts)
+    return MethodResults(method, folder, dict(summary), points, tensor[..., :-1], tensor[..., -1], prompts, groups)
 
 
 def _tensors(
     connection: duckdb.DuckDBPyConnection, method: str, folder: Path, objectives: tuple[str, ...]
-) -> tuple[pd.DataFrame, frontier.Array, tuple[str, ...]]:
+) -> tuple[pd.DataFrame, frontier.Array, tuple[str, ...], tuple[str, ...]]:
+    """Return the points, rewards and KL [N, P, K + 1], prompts and their groups [P]."""
     weights, rewards, raw = (columns(kind, objectives) for kind in ("w", "reward", "raw"))
     monitors = [f"monitor:{name}" for name in MONITORS]
     there = {row[0] for row in connection.execute("DESCRIBE rows").fetchall()}
     if lacking := [name for name in ("weighting_id", *TEXTS, *weights, *rewards, *raw, *monitors) if name not in there]:
         raise _problem(method, folder, f"no column {lacking[0]!r}")
-    finite = " AND ".join(f"isfinite({quoted(name)}) IS TRUE" for name in rewards)
+    measured = [*rewards, "monitor:kl"]
+    finite = " AND ".join(f"isfinite({quoted(name)}) IS TRUE" for name in measured)
     count, good = connection.execute(f"SELECT count(*), count(*) FILTER (WHERE {finite}) FROM rows").fetchall()[0]  # noqa: S608
     if good < count or not count:
-        raise _problem(method, folder, "rewards that are missing or not finite" if count else "no rows")
+        raise _problem(method, folder, "rewards or KL that are missing or not finite" if count else "no rows")
     # Several samples of one prompt are one observation: prompts, not samples, are drawn by the bootstrap.
     per_prompt = connection.execute(
-        f"SELECT {_each('avg', rewards)} FROM rows GROUP BY weighting_id, prompt_id ORDER BY weighting_id, prompt_id"  # noqa: S608
+        f"SELECT {_each('avg', measured)} FROM rows GROUP BY weighting_id, prompt_id ORDER BY weighting_id, prompt_id"  # noqa: S608
     ).fetchnumpy()
-    ids, prompts = (
-        [row[0] for row in connection.execute(f"SELECT DISTINCT {name} FROM rows ORDER BY 1").fetchall()]  # noqa: S608
-        for name in ("weighting_id", "prompt_id")
-    )
+    ids = connection.execute("SELECT DISTINCT weighting_id FROM rows ORDER BY 1").fetchall()
+    asked = connection.execute('SELECT DISTINCT prompt_id, "group" FROM rows ORDER BY 1').fetchall()
+    prompts, groups = (tuple(row[i] for row in asked) for i in (0, 1))
+    if [row[0] for row in ids] != list(range(len(ids))):
+        raise _problem(method, folder, "weightings that are not numbered 0, 1, 2, ...")
+    if len(set(prompts)) < len(prompts):
+        raise _problem(method, folder, "a prompt in two groups")
     if len(per_prompt[rewards[0]]) != len(ids) * len(prompts):
         raise _problem(method, folder, "not every prompt at every weighting")
-    tensor = np.stack([np.asarray(per_prompt[name]) for name in rewards], axis=-1)
+    tensor = np.stack([np.asarray(per_prompt[name]) for name in measured], axis=-1)
     points = connection.execute(
         f"""SELECT weighting_id, {_each("any_value", weights)}, {_each("avg", monitors)}
             FROM rows GROUP BY 1 ORDER BY 1"""  # noqa: S608
@@ -138,7 +188,7 @@ def _tensors(
     points = points[["weighting_id"]].assign(
         weighting=pd.Series(lists, dtype=object), **{name: points[f"monitor:{name}"] for name in MONITORS}
     )
-    return points, tensor.reshape(len(ids), len(prompts), len(objectives)), tuple(prompts)
+    return points, tensor.reshape(len(ids), len(prompts), len(measured)), prompts, groups
 
 
 def columns(kind: str, objectives: tuple[str, ...]) -> list[str]:

@@ -7,7 +7,8 @@ import duckdb
 
 from clp_lightning.errors import ClpError, make
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+OBJECTIVE_SINCE = 5  # of earlier versions J is computed when their runs are brought over
 
 # Lists are in the order of runs.objectives. A method without a weighting (the reference policy) has NULL there.
 TABLES = {
@@ -22,14 +23,18 @@ TABLES = {
         normalization JSON,            -- objective -> {mean, std} of its raw reward
         reference_point DOUBLE[], bootstrap_draws BIGINT, prompts BIGINT, versions JSON,
         machine VARCHAR,               -- processor and cores that published the run
-        duration_seconds DOUBLE        -- training and evaluation of all methods""",
+        duration_seconds DOUBLE,       -- training and evaluation of all methods
+        alpha DOUBLE,                  -- KL strength of J, where a weighting does not hold one of its own
+        computed_on JSON               -- precision, device, threads: of the evaluation, and of each method's training""",
     "methods": """
         run_id VARCHAR, method VARCHAR, position BIGINT, rollouts DOUBLE, generated_tokens DOUBLE, train_seconds DOUBLE,
         evaluate_seconds DOUBLE, stored_parameters DOUBLE, models DOUBLE,
         forward_passes_per_token DOUBLE,  -- of the whole model, for one token of an answer
         weights_hash VARCHAR,          -- of the files that were evaluated
         problem VARCHAR                -- why a method of params.yaml has no results; NULL for those that have""",
-    "prompts": "run_id VARCHAR, prompt_id VARCHAR, document VARCHAR, reference_summary VARCHAR",
+    "prompts": """
+        run_id VARCHAR, prompt_id VARCHAR, document VARCHAR, reference_summary VARCHAR,
+        "group" VARCHAR                -- prompts that are alike (a service); NULL in runs of older versions""",
     "results": """
         run_id VARCHAR, method VARCHAR, weighting_id BIGINT, weighting DOUBLE[], prompt_id VARCHAR,
         response VARCHAR, rewards DOUBLE[], raw DOUBLE[], rouge_l DOUBLE, coverage DOUBLE,
@@ -47,26 +52,52 @@ TABLES = {
         run_id VARCHAR, method_a VARCHAR, method_b VARCHAR, statistic VARCHAR,
         difference DOUBLE,             -- a minus b
         low DOUBLE, high DOUBLE, probability DOUBLE""",
+    # what training maximizes, J = (1 - alpha) w.R - alpha KL, of every method at each weighting that any method was given;
+    # the reference policy, which takes none, is at all of them
+    "objective": """
+        run_id VARCHAR, method VARCHAR, weighting_id BIGINT, weighting DOUBLE[], alpha DOUBLE, kl DOUBLE,
+        j DOUBLE, j_low DOUBLE, j_high DOUBLE,
+        regret DOUBLE, regret_low DOUBLE, regret_high DOUBLE  -- what the best method there has more""",
+    "by_weighting": """
+        run_id VARCHAR, method_a VARCHAR, method_b VARCHAR, weighting DOUBLE[],
+        difference DOUBLE,             -- in J, a minus b
+        low DOUBLE, high DOUBLE, probability DOUBLE""",
+    # (1 - alpha) R - alpha KL; none where weightings are KL strengths
+    "regularized": """
+        run_id VARCHAR, method VARCHAR, weighting_id BIGINT, rewards DOUBLE[], low DOUBLE[], high DOUBLE[]""",
     # the last execution of each stage that the run rests on
     "stages": """
         run_id VARCHAR, stage VARCHAR, started_at TIMESTAMP, seconds DOUBLE,
         peak_memory_mb DOUBLE          -- of its process; NULL where the system does not tell""",
-    # whether a challenger took the champion's place; champion is NULL the first time, and so is what compares with it
+    # whether a challenger took the place of the champion, or of the reference policy where champion is NULL
     "decisions": """
         run_id VARCHAR, decided_at TIMESTAMP, method VARCHAR, challenger VARCHAR, champion VARCHAR,
         promoted BOOLEAN, reasons VARCHAR[],
-        hypervolume DOUBLE, champion_hypervolume DOUBLE, difference DOUBLE, low DOUBLE, high DOUBLE,
-        probability DOUBLE,            -- that the challenger's hypervolume is the larger one
+        statistic VARCHAR,             -- what decided; docs/metrics.md defines each
+        value DOUBLE, other_value DOUBLE,  -- the challenger's, and that of what it was compared with
+        difference DOUBLE, low DOUBLE, high DOUBLE,
+        probability DOUBLE,            -- that the challenger's is the larger one
         worst_case DOUBLE[],           -- per objective, its lowest mean reward over the weightings
-        worst_case_fall DOUBLE[],      -- the champion's minus the challenger's
-        kl DOUBLE, length_ratio DOUBLE, rule JSON""",
+        worst_case_fall DOUBLE[],      -- the champion's minus the challenger's; NULL without a champion
+        kl DOUBLE, length_ratio DOUBLE, prompts BIGINT, rule JSON""",
 }
 
-# How the tables of each readable version come over, from the store attached as m; the newest as they are.
-_V1 = {
+# How the tables of each readable version come over, from the store attached as m; the newest as they are. What training
+# maximizes is computed then from the answers (store/earlier.py).
+_V4: dict[str, str | None] = {
+    "runs": """SELECT *, TRY_CAST(params->'training'->>'alpha' AS DOUBLE) AS alpha, NULL AS computed_on FROM m.runs""",
+    "prompts": 'SELECT *, NULL AS "group" FROM m.prompts',
+    "objective": None,
+    "by_weighting": None,
+    "regularized": None,
+    "decisions": """SELECT * EXCLUDE (hypervolume, champion_hypervolume), 'hypervolume' AS statistic, hypervolume AS value,
+                    champion_hypervolume AS other_value, NULL AS prompts FROM m.decisions""",
+}
+_V1 = _V4 | {
     "methods": "SELECT *, NULL AS forward_passes_per_token, NULL AS weights_hash, NULL AS problem FROM m.methods",
-    "runs": "SELECT *, NULL AS training_seed, NULL AS machine, NULL AS duration_seconds FROM m.runs",
-    "prompts": """SELECT DISTINCT run_id, prompt_id, document, reference_summary FROM m.results
+    "runs": """SELECT *, NULL AS training_seed, NULL AS machine, NULL AS duration_seconds,
+               TRY_CAST(params->'training'->>'alpha' AS DOUBLE) AS alpha, NULL AS computed_on FROM m.runs""",
+    "prompts": """SELECT DISTINCT run_id, prompt_id, document, reference_summary, NULL AS "group" FROM m.results
                   WHERE method = 'reference' ORDER BY ALL""",
     "results": "SELECT * EXCLUDE (document, reference_summary) FROM m.results",
     "curves": None,
@@ -74,7 +105,7 @@ _V1 = {
     "stages": None,
 }
 MIGRATIONS: dict[int, dict[str, str | None]] = {
-    SCHEMA_VERSION: {}, 3: {"stages": None}, 2: {"decisions": None, "stages": None}, 1: _V1,
+    SCHEMA_VERSION: {}, 4: _V4, 3: _V4 | {"stages": None}, 2: _V4 | {"decisions": None, "stages": None}, 1: _V1,
 }  # fmt: skip
 LASTING = ("decisions",)  # tables whose rows stay when a run is published anew
 
@@ -97,6 +128,9 @@ VIEWS = {
                p.rewards[k.i] AS reward, p.low[k.i] AS low, p.high[k.i] AS high
         FROM latest l JOIN points p USING (run_id), range(1, len(l.objectives) + 1) k(i)
         ORDER BY p.method, p.weighting_id, k.i""",
+    "j": """
+        SELECT o.method, o.weighting_id, o.weighting, o.j, o.j_low, o.j_high, o.regret, o.kl
+        FROM latest l JOIN objective o USING (run_id) ORDER BY o.weighting, o.j DESC""",
     "hypervolume": """
         SELECT m.method, m.value AS hypervolume, m.low, m.high, l.reference_point
         FROM latest l JOIN metrics m USING (run_id) WHERE m.metric = 'hypervolume' ORDER BY m.value DESC""",
