@@ -85,5 +85,14 @@ def test_vertices_come_in_equal_shares():
     assert set(map(tuple, drawn)) == {(1, 0), (0, 1)}
 
 
+@pytest.mark.parametrize("concentration", [0.2, 0.4, 1.0, 5.0])
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_smoothed_vertices_are_the_second_moments_of_the_dirichlet(objectives, concentration):
+    rows = weightings.smoothed_vertices(objectives, concentration=concentration)
+    drawn = weightings.dirichlet(np.random.default_rng(0), 400_000, objectives, concentration=concentration)
+    moments = drawn.T @ drawn / len(drawn)
+    np.testing.assert_allclose(rows, moments / moments.sum(1, keepdims=True), atol=4e-3)
+
+
 def test_describe_and_parse_are_inverse():
     assert weightings.parse(weightings.describe([0.25, 0.75], NAMES), NAMES).tolist() == [0.25, 0.75]

@@ -70,12 +70,15 @@ def check_replaceable(folder: Path | str, mark: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str) -> Iterator[None]:
-    """Let other processes that ask for this folder wait until the block is done; a process that dies lets go."""
+def locked(folder: Path | str, *, wait: bool = True) -> Iterator[None]:
+    """Let other processes that ask for this folder wait until the block is done; a process that dies lets go.
+
+    With `wait` false a folder that another process holds raises `BlockingIOError`.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
@@ -179,8 +182,8 @@ def _remove(path: Path) -> None:
 
 
 def write_curve(rows: list[dict[str, float]], path: Path) -> None:
-    """Write a training curve as CSV: `step`, then every recorded value."""
+    """Write a training curve as CSV: `step`, then every recorded value; empty where a row has none."""
     with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(stream, fieldnames=list({name: None for row in rows for name in row}))
         writer.writeheader()
         writer.writerows(rows)

@@ -148,6 +148,16 @@ def vertices(rng: np.random.Generator, count: int, objectives: int) -> np.ndarra
     return shares(rng, count, np.eye(objectives))
 
 
+def smoothed_vertices(objectives: int, *, concentration: float) -> np.ndarray:
+    """Return [K, K]: row i is E[w_i w] of a symmetric Dirichlet distribution, scaled to sum to 1.
+
+    E[w_i^2] = c (c + 1) / (K c (K c + 1)) and E[w_i w_j] = c^2 / (K c (K c + 1)), so the row is c + 1 at i and c elsewhere, over
+    K c + 1. With c = 0.4: (0.78, 0.22) of two, (0.64, 0.18, 0.18) of three objectives.
+    """
+    c = concentration
+    return np.asarray((np.eye(objectives) + c) / (objectives * c + 1))
+
+
 def shares(rng: np.random.Generator, count: int, listed: np.ndarray) -> np.ndarray:
     """Draw [count, K] rows of `listed` [M, K] in equal shares, in random order."""
     order = (np.arange(count) + rng.integers(len(listed))) % len(listed)

@@ -184,8 +184,8 @@ def test_configuration_cannot_be_changed(repository):
         # not among the choices
         ("base.kind", "hub", "base: expected a kind among 'pretrained', 'random', but found 'hub'"),
         ("methods.clp-full.weightings.kind", "uniform",
-         "methods.clp-full.weightings: expected a kind among 'dirichlet', 'mixture', 'vertices', 'fixed', 'listed', "
-             "but found 'uniform'"),
+         "methods.clp-full.weightings: expected a kind among 'dirichlet', 'mixture', 'vertices', 'smoothed_vertices', "
+         "'fixed', 'listed', but found 'uniform'"),
         # texts
         ("generation.template", "Summary:", "generation.template: must contain {document}, but found 'Summary:'"),
         ("methods.CLP Full", DEFAULT["methods"]["clp-full"],

@@ -13,6 +13,8 @@ from clp_lightning.cli.app import app
 from clp_lightning.config.parameters import load_config
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.evaluation import on_demand
+from clp_lightning.evaluation.prompts import draw_prompts
+from clp_lightning.evaluation.results import evaluate_into
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.promotion import champion
 
@@ -57,6 +59,22 @@ def test_the_champion_on_own_prompts(project):
     done = CliRunner().invoke(app, [*command[:4], "one.txt", *command[5:]])
     assert done.exit_code == 0 and "0:1" in done.output.replace(" ", "")
     assert "clp: warning: prompt 1: " in done.stderr and "; its end is left out\n" in done.stderr
+
+
+def test_settings_are_chosen_on_services_that_no_test_prompt_is_from(project):
+    command = ["evaluate", "--weighting", "brevity=1", "--split", "validation", "--json", "--out", "answers.parquet"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1])["split"] == "validation"
+    validation, test = (pd.read_parquet(f"data/corpus/{name}.parquet") for name in ("validation", "test"))
+    answered = set(pd.read_parquet("answers.parquet").prompt_id)
+    assert answered <= set(validation.id) and not answered & set(test.id) and len(answered) == 8
+    config = load_config("params.yaml")
+    evaluate_into(config, "rewarded-soups", project / "models", project / "chosen", draw_prompts(config, "validation"))
+    assert set(pd.read_parquet("chosen/results.parquet").prompt_id) == answered
+    for wrong in (["--split", "train"], ["--split", "test", "--prompts", "own.txt"]):
+        refused = CliRunner().invoke(app, ["evaluate", *wrong])
+        assert isinstance(refused.exception, UsageError) and str(refused.exception).startswith("--split: ")
 
 
 def test_it_answers_on_the_device_of_params_yaml(monkeypatch):

@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch import Callback
 from tiny_models import DOCUMENTS, make_policy, write_model
 
-from clp_lightning.config.methods import Dirichlet, Fixed, Mixture, Vertices
+from clp_lightning.config.methods import Dirichlet, Fixed, Mixture, SmoothedVertices, Vertices
 from clp_lightning.config.parameters import Training
 from clp_lightning.errors import ClpError
 from clp_lightning.rewards.reward_set import RewardSet
 from clp_lightning.training import baselines
-from clp_lightning.training.clp import ClpModule, draw_weightings
+from clp_lightning.training.clp import ClpModule, draw_weightings, reward_weights
 from clp_lightning.training.trainer import fit
 
 SETTINGS = {
@@ -41,7 +41,10 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
     documents = [f"{text} {n}" for n in range(4) for text in DOCUMENTS]
     q = Dirichlet(kind="dirichlet", concentration=1.0)
     module = ClpModule(policy, settings, q, documents, reward_set or rewards, seed=0)
-    fit(module, checkpoints=folder, every=every, devices=settings.devices, callbacks=callbacks)
+    fit(
+        module, checkpoints=folder, every=every, gradient_clip=settings.gradient_clip, devices=settings.devices,
+        callbacks=callbacks,
+    )  # fmt: skip
     return module
 
 
@@ -179,6 +182,41 @@ def test_distributions_of_weightings():
         np.testing.assert_allclose(even.mean(0), 1 / 3)  # each draw stands there in its three rotations
     fixed = draw_weightings(Fixed(kind="fixed", weighting={"b": 0.75, "a": 0.25}), rng, 2, ("a", "b"))
     assert fixed.tolist() == [[0.25, 0.75]] * 2
+
+
+def test_smoothed_soups_draw_vertices_and_maximize_mixtures():
+    q = SmoothedVertices(kind="smoothed_vertices", concentration=0.4)
+    drawn = draw_weightings(q, np.random.default_rng(0), 6, ("a", "b", "c"))
+    assert sorted(drawn.tolist()) == sorted(np.eye(3).tolist() * 2)  # one-hot: each trains its own expert only
+    # (c + 1) / (K c + 1) = 1.4 / 2.2 at its own objective, c / (K c + 1) = 0.4 / 2.2 at the others
+    np.testing.assert_allclose(reward_weights(q, np.eye(3))[1], [2 / 11, 7 / 11, 2 / 11])
+    plain = Vertices(kind="vertices")
+    assert reward_weights(plain, drawn) is drawn
+
+
+def test_an_expert_of_smoothed_soups_is_paid_by_its_mixture_and_alone_in_the_parameters(base, tmp_path):
+    settings = Training.model_validate(SETTINGS | {"steps": 1, "prompts_per_step": 1})
+    policy, q = make_policy(base), SmoothedVertices(kind="smoothed_vertices", concentration=0.4)
+    before = {name: tensor.clone() for name, tensor in policy.experts.tensors().items() if name.endswith(".b")}
+    module = ClpModule(policy, settings, q, DOCUMENTS, rewards, seed=0)
+    fit(module, checkpoints=tmp_path, every=100)
+    row = module.curve[0]
+    own = [
+        abs(row["scalarized_reward"] - (share * row["reward_a"] + (1 - share) * row["reward_b"])) < 1e-9
+        for share in (7 / 9, 2 / 9)
+    ]
+    assert sorted(own) == [False, True]  # paid by the mixture of expert 0 or of expert 1
+    after = policy.experts.tensors()
+    moved = {name: (before[name] - after[name]).abs().amax(0) > 0 for name in before}  # [K r] columns
+    by_expert = np.stack([each.reshape(2, -1).any(1).numpy() for each in moved.values()]).any(0)
+    assert by_expert.tolist() == own
+
+
+def test_the_curve_holds_the_norm_of_the_gradients_before_they_are_clipped(base, tmp_path):
+    free = train(base, tmp_path / "free", gradient_clip=1e9, accumulate=2).curve
+    clipped = train(base, tmp_path / "clipped", gradient_clip=1e-9, accumulate=2).curve
+    assert clipped[0]["gradient_norm"] == clipped[1]["gradient_norm"] == free[0]["gradient_norm"] > 1e-3
+    assert clipped[2]["gradient_norm"] != clipped[0]["gradient_norm"]
 
 
 def test_regression_learns_the_value_of_a_weighting_from_earlier_steps():

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clp_lightning.cli import champion, data, doctor, policy, report, serve
+from clp_lightning.cli import champion, data, doctor, policy, report, serve, study
 from clp_lightning.errors import ClpError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -76,7 +76,7 @@ def stage(
     stages.run(name, load_config(params), method, reward)
 
 
-for group in (report, champion, data, doctor, serve):
+for group in (report, champion, data, doctor, serve, study):
     group.register(app)
 
 

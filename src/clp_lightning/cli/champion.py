@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clp_lightning.errors import plural
+from clp_lightning.errors import UsageError, plural
 
 
 def promote(
@@ -54,6 +54,9 @@ def evaluate(
     prompts: Annotated[
         Path | None, typer.Option(help="File with one prompt per line; the test prompts of the corpus without it.")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Prompts of the corpus: test (the default), or validation to choose settings on.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Parquet file for every answer with its rewards (or a folder for it)."),
@@ -62,10 +65,17 @@ def evaluate(
     params: Annotated[Path, typer.Option(help="Parameter file of the project.")] = Path("params.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure a policy's rewards at any weightings, on the test prompts or your own.
+    """Measure a policy's rewards at any weightings, on the test prompts, the validation prompts or your own.
 
     Example: clp evaluate --model champion --weighting informativeness=0.9,brevity=0.1 --prompts prompts.txt
     """
+    if split is not None and (split not in ("test", "validation") or prompts is not None):
+        wrong = (
+            "choose it, or --prompts"
+            if prompts is not None
+            else f"{split!r} is neither test nor validation; choose one"
+        )
+        raise UsageError(f"--split: {wrong}")
     from clp_lightning.config.parameters import load_config
     from clp_lightning.evaluation import on_demand
     from clp_lightning.files import atomic, file_at
@@ -76,13 +86,14 @@ def evaluate(
     points = on_demand.parse_points(weighting or [], config.objectives, config)
     own = None if prompts is None else on_demand.own_prompts(prompts)
     with contextlib.redirect_stdout(sys.stderr):  # progress; what is printed on standard output is the result
-        frame = on_demand.evaluate_policy(config, model, points, own, seed=seed)
+        frame = on_demand.evaluate_policy(config, model, points, own, seed=seed, split=split or "test")
     if out is not None:
         with atomic(out) as beside:
             frame.to_parquet(beside, index=False)
     rows = on_demand.summarize(frame, config.objectives)
     if as_json:
         report = {"model": str(model), "prompts": int(frame.prompt_id.nunique()), "seed": seed, "points": rows}
+        report["split"] = None if prompts else split or "test"
         print(json.dumps(report))
         return
     from rich.console import Console
@@ -90,7 +101,8 @@ def evaluate(
     from clp_lightning.report.points import print_points
 
     shown = {"objectives": config.objectives, "methods": [{"method": model.name, "points": rows}]}
-    title = f"{model}, {plural(frame.prompt_id.nunique(), 'prompt')}: mean standardized rewards [95 % interval]"
+    asked = plural(frame.prompt_id.nunique(), f"{split} prompt" if split else "prompt")
+    title = f"{model}, {asked}: mean standardized rewards [95 % interval]"
     print_points(shown, title, Console())
 
 

@@ -38,6 +38,17 @@ class Vertices(Section):
     kind: Literal["vertices"]
 
 
+class SmoothedVertices(Section):
+    """Q: one-hot weightings, as `vertices`, but expert i maximizes a smoothed mixture of the rewards instead of reward i.
+
+    The mixture is row i of E[w w'] of Dirichlet(concentration), scaled to sum to 1: to first order what CLP's expert i
+    learns from under that Dirichlet. Soups trained so tell what conditioning adds from what smoothing does.
+    """
+
+    kind: Literal["smoothed_vertices"]
+    concentration: Annotated[float, Field(gt=0)]  # of the Dirichlet that is imitated; towards 0 these are the vertices
+
+
 class Fixed(Section):
     """Q: one weighting (multi-objective RLHF, one model per weighting)."""
 
@@ -55,7 +66,7 @@ class Listed(Section):
     each: Annotated[list[dict[str, float]], Field(min_length=1)]
 
 
-Distribution = Dirichlet | Mixture | Vertices | Fixed | Listed
+Distribution = Dirichlet | Mixture | Vertices | SmoothedVertices | Fixed | Listed
 
 
 class Method(Section):

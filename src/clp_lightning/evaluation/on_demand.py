@@ -30,12 +30,18 @@ def own_prompts(path: Path) -> pd.DataFrame:
 
 
 def evaluate_policy(
-    config: Config, model: Path, points: np.ndarray, prompts: pd.DataFrame | None, *, seed: int = 0
+    config: Config,
+    model: Path,
+    points: np.ndarray,
+    prompts: pd.DataFrame | None,
+    *,
+    seed: int = 0,
+    split: str = "test",
 ) -> pd.DataFrame:
     """Return one row per (weighting, prompt) with response, rewards and monitors; columns as in docs/design.md.
 
-    `points` [N, K] are the weightings. Without `prompts` those of the test split are taken, as in the pipeline. Raises
-    `ClpError` when the policy has other objectives than params.yaml. Prompts that are cut are noted on stderr.
+    `points` [N, K] are the weightings. Without `prompts` those of `split`, test or validation, are taken as in the pipeline.
+    Raises `ClpError` when the policy has other objectives than params.yaml. Prompts that are cut are noted on stderr.
     """
     from clp_lightning.evaluation.prompts import draw_prompts
     from clp_lightning.evaluation.sweep import Sweep, evaluate
@@ -49,7 +55,7 @@ def evaluate_policy(
             f"{model} steers {', '.join(policy.objectives)}, but params.yaml has the rewards {', '.join(config.objectives)}"
         )
     settings = config.evaluation
-    chosen = draw_prompts(config) if prompts is None else prompts
+    chosen = draw_prompts(config, split) if prompts is None else prompts
     if note := policy.template.check(chosen["document"].tolist()):
         print(f"clp: warning: {note}", file=sys.stderr)
     rewards = RewardSet.from_config(config, Path("."), paths.NORMALIZATION, references(chosen))

@@ -71,7 +71,9 @@ def train(config: Config, method: str) -> None:
     records.curve(f"train-{method}", module.curve)
     last = module.curve[-max(1, len(module.curve) // 5) :]
     final = {key: sum(point[key] for point in last) / len(last) for key in ("scalarized_reward", "kl", "length")}
-    records.metrics(f"train-{method}", {**cost, "last_fifth_of_steps": final})
+    norms = [point["gradient_norm"] for point in module.curve if "gradient_norm" in point]
+    clipped = sum(norm > budget.gradient_clip for norm in norms) / len(norms)  # share of the steps
+    records.metrics(f"train-{method}", {**cost, "last_fifth_of_steps": final, "clipped": clipped})
     paths.remove(checkpoints)
 
 

@@ -48,6 +48,12 @@ def adapt(pipeline: dict[str, Any], config: Config, folder: Path, *, code: bool 
     return changed
 
 
+def own_files(config: Config, folder: Path) -> list[str]:
+    """Return the user's own files and folders in `folder` that the configuration names: data, models, rewards."""
+    found = [name for stage in ("corpus", "base", "pairs", "train") for name in _inputs(stage, config, folder)]
+    return [name for name in dict.fromkeys(found) if name.removeprefix("models/") not in config.reward_models]
+
+
 def _varies(dep: str, stage: str) -> bool:
     if "${" in dep or dep in ("models/base", "models/reference"):
         return False

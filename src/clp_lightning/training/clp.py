@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clp_lightning import weightings as simplex
-from clp_lightning.config.methods import Dirichlet, Distribution, Fixed, Listed, Mixture, Vertices
+from clp_lightning.config.methods import Dirichlet, Distribution, Fixed, Listed, Mixture, SmoothedVertices, Vertices
 from clp_lightning.config.parameters import Training
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.training.baselines import Group, build_baseline
@@ -50,13 +50,20 @@ def draw_weightings(
                 concentration=distribution.concentration,
                 corner_mass=distribution.corner_mass,
             )
-        case Vertices():
+        case Vertices() | SmoothedVertices():
             return simplex.vertices(rng, count, len(objectives))
         case Fixed():
             return np.tile(simplex.to_array(distribution.weighting, objectives), (count, 1))
         case Listed():
             rows = simplex.to_rows(distribution.each, len(distribution.each), objectives)
             return simplex.shares(rng, count, rows)
+
+
+def reward_weights(distribution: Distribution, weightings: np.ndarray) -> np.ndarray:
+    """Return what scalarizes the rewards [N, K] of policies at `weightings` [N, K]: these, unless Q smooths its vertices."""
+    if not isinstance(distribution, SmoothedVertices):
+        return weightings
+    return weightings @ simplex.smoothed_vertices(weightings.shape[1], concentration=distribution.concentration)
 
 
 class ClpModule(PolicyModule):
@@ -98,7 +105,8 @@ class ClpModule(PolicyModule):
 
         # R(x, y)
         rewards = self.rewards([each for each in documents for _ in range(samples)], self.policy.decode(ids))
-        w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (weightings, alphas))
+        scalarizing = reward_weights(self.distribution, weightings)
+        w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
 
         # log pi_w and log pi_ref; a row without coefficients is the reference
         log_probs = self.policy.score(prompts, ids, mask, coefficients, samples=samples)
@@ -119,7 +127,7 @@ class ClpModule(PolicyModule):
         named = {f"reward_{name}": float(rewards[:, k].mean()) for k, name in enumerate(self.policy.objectives)}
         self.record(
             loss=loss.item(),
-            scalarized_reward=float((np.repeat(weightings, samples, axis=0) * rewards).sum(-1).mean()),
+            scalarized_reward=float((np.repeat(scalarizing, samples, axis=0) * rewards).sum(-1).mean()),
             kl=float(kl.mean()),
             length=float(mask.sum(-1).float().mean()),
             **named,

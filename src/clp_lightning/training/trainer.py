@@ -45,6 +45,13 @@ class StepModule(LightningModule):
         if self.trainer.progress_bar_callback is not None:  # a twentieth of a tiny model's step
             self.log_dict(dict(values), prog_bar=True, batch_size=1)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note the norm of the step's gradients, before they are clipped, in its rows of the curve."""
+        gradients = [each.grad for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        for row in self.curve[-self.accumulate :]:
+            row["gradient_norm"] = norm
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The curve travels with the checkpoint, so that a resumed run has all of it."""
         checkpoint["curve"] = self.curve
