@@ -189,6 +189,26 @@ def test_json_round_trip_and_what_json_cannot_hold(tmp_path):
     assert read_json(tmp_path / "x.json", remedy="") == value
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"b": 1}, "a: missing"),
+        ([], "a: missing"),
+        ("a", "a: missing"),
+        ({"a": "x"}, "a: expected a list, but found 'x'"),
+        ({"a": None}, "a: expected a list, but found None"),
+    ],
+)
+def test_json_without_a_key_names_file_and_key(tmp_path, value, message):
+    path = tmp_path / "x.json"
+    write_json(path, value)
+    with pytest.raises(ClpError) as raised:
+        read_json(path, remedy="run `dvc repro`", keys={"a": list})
+    assert str(raised.value) == f"{path}: {message}; run `dvc repro`"
+    write_json(path, {"a": [], "b": 1})
+    assert read_json(path, remedy="", keys={"a": list}) == {"a": [], "b": 1}
+
+
 @pytest.mark.parametrize("content", [None, b"", b'{"a":', b"\xff\xfe"])
 def test_json_that_cannot_be_read_names_file_and_remedy(tmp_path, content):
     path = tmp_path / "x.json"

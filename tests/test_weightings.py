@@ -68,6 +68,17 @@ def test_dirichlet_draws_lie_on_the_simplex(seed, concentration, objectives):
     np.testing.assert_allclose(drawn.sum(1), 1)
 
 
+@given(st.integers(0, 1000), st.integers(1, 4), st.integers(1, 9))
+def test_antithetic_draws_give_every_objective_the_same_weight(seed, objectives, count):
+    rng = np.random.default_rng(seed)
+    base = weightings.dirichlet(rng, -(-count // objectives), objectives, concentration=0.4)
+    drawn = weightings.antithetic(rng, count, base)
+    assert drawn.shape == (count, objectives)
+    assert {tuple(sorted(row)) for row in drawn} <= {tuple(sorted(row)) for row in base}
+    if count % objectives == 0:
+        np.testing.assert_allclose(drawn.mean(0), 1 / objectives)
+
+
 def test_vertices_come_in_equal_shares():
     drawn = weightings.vertices(np.random.default_rng(0), 8, 2)
     assert drawn.sum(0).tolist() == [4, 4]

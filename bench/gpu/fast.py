@@ -85,7 +85,7 @@ def decoding(policy: SteerablePolicy, bare: SteerablePolicy, rows: int, size: Si
 
     def write(each: SteerablePolicy) -> None:
         steer = each.steer(own if each is policy else None)
-        steps = sampling_steps(each.model, steer, prompts, uniform, samples=1, end_id=-1, pad_id=0, temperature=1.0)
+        steps = sampling_steps(each.model, steer, prompts, uniform, samples=1, end_ids=(), pad_id=0, temperature=1.0)
         assert stacked(steps).ids.shape == (rows, tokens)
         wait(device)
 

@@ -58,7 +58,7 @@ def random_model(shape: Shape, device: str, dtype: torch.dtype) -> Any:
     config = LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, vocab_size=shape.vocabulary,
-        max_position_embeddings=2048, tie_word_embeddings=shape.hidden < 4096,
+        max_position_embeddings=2048, tie_word_embeddings=shape.hidden < 4096, eos_token_id=0,
     )  # fmt: skip
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

@@ -58,7 +58,6 @@ def _prepare_rloo(subject: Subject, steps: int, gate: TrainerCallback) -> Callab
     base, reader = steerable(subject, plain=True), tokenizer(subject)
     ids = base.tokenize(subject.documents).ids
     prompts = Dataset.from_dict({"prompt": reader.batch_decode(ids)})
-    base.model.generation_config.eos_token_id = reader.eos_token_id  # as in our side: no response ends early
     base.model.generation_config.pad_token_id = reader.pad_token_id
 
     def reward(completions: list[str], **_: Any) -> list[float]:

@@ -62,6 +62,8 @@ def tokenizer(subject: Subject) -> Any:
 def steerable(subject: Subject, objectives: int = 2, *, plain: bool = False) -> SteerablePolicy:
     """Load a policy with experts that matter (fresh ones add 0), or the plain base model without any."""
     model, _ = load_base(subject.folder)
+    reader = tokenizer(subject)
+    model.generation_config.eos_token_id = reader.eos_token_id  # the model's own would end a response too
     names = [f"length{number}" for number in range(objectives)]
     experts = None
     if not plain:
@@ -69,7 +71,7 @@ def steerable(subject: Subject, objectives: int = 2, *, plain: bool = False) -> 
         generator = torch.Generator().manual_seed(0)
         for layer in experts.layers.values():
             layer.own()[-1].data.normal_(std=0.002, generator=generator)
-    return SteerablePolicy(model, tokenizer(subject), GENERATION, objectives=names, experts=experts)
+    return SteerablePolicy(model, reader, GENERATION, objectives=names, experts=experts)
 
 
 def different_weightings(rows: int, objectives: int = 2) -> np.ndarray:
@@ -84,7 +86,7 @@ def sample(policy: SteerablePolicy, prompts: Prompts, weightings: np.ndarray | N
     steer: Steer = policy.steer(coefficients)
     with contextlib.nullcontext() if policy.experts is None else policy.experts.frozen():
         return stacked(
-            sampling_steps(policy.model, steer, prompts, uniform, samples=1, end_id=-1, pad_id=0, temperature=1.0)
+            sampling_steps(policy.model, steer, prompts, uniform, samples=1, end_ids=(), pad_id=0, temperature=1.0)
         )
 
 

@@ -19,6 +19,7 @@ PLACE = 5  # among the pages
 
 OWN = "a text of my own"
 LONGEST = 20_000  # characters
+FIRST = "prompt 1: "  # there is one text only
 PANES = (("A", "#0072B2"), ("B", "#D55E00"))  # their colours in the panes and on the plot
 
 
@@ -70,11 +71,14 @@ def _page(store: Store) -> None:
     if not text.strip():
         st.info("Write a text, or choose a document.", icon=":material/edit:")
         return
-    lost = play.left_out(text)
-    if lost:
+    try:
+        note = play.policy.template.check([text])
+    except ClpError as error:
+        st.error(f"The policy refuses this text: {str(error).removeprefix(FIRST)}.", icon=":material/content_cut:")
+        return
+    if note:
         st.warning(
-            f"The policy reads only part of this text: {lost} tokens at its end (of a conversation: at its start) do not fit.",
-            icon=":material/content_cut:",
+            f"The policy reads only part of this text: {note.removeprefix(FIRST)}.", icon=":material/content_cut:"
         )
     outcome = _write(play, request, view.objectives)
     _plot(view, found[name].name, outcome)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from clp_lightning.errors import ClpError, UsageError
 
 _UMASK = os.umask(0o077)  # it can only be read by setting it, which is safe before threads start
 os.umask(_UMASK)
+
+JSON_NAMES: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 
 
 @contextlib.contextmanager
@@ -88,12 +90,21 @@ def write_json(path: Path | str, value: Any) -> None:
         beside.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path | str, *, remedy: str) -> Any:
-    """Read JSON; a missing or broken file is a one-line `ClpError` that ends with `remedy`."""
+def read_json(path: Path | str, *, remedy: str, keys: Mapping[str, type] | None = None) -> Any:
+    """Read JSON; a missing or broken file is a one-line `ClpError` that ends with `remedy`.
+
+    So is one that is not an object with `keys`, whose values are of these types, where any are given.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ClpError(f"cannot read {path}: {error}; {remedy}") from error
+    for key, kind in (keys or {}).items():
+        if not isinstance(values, dict) or key not in values:
+            raise ClpError(f"{path}: {key}: missing; {remedy}")
+        if not isinstance(values[key], kind):
+            raise ClpError(f"{path}: {key}: expected {JSON_NAMES[kind]}, but found {values[key]!r}; {remedy}")
+    return values
 
 
 def utf8(raw: bytes, where: Path | str) -> str:

@@ -133,6 +133,16 @@ def mixture(
     return np.where(corner[:, None], vertices(rng, count, objectives), inner)
 
 
+def antithetic(rng: np.random.Generator, count: int, drawn: np.ndarray) -> np.ndarray:
+    """Return [count, K] rows: those of `drawn` [>= count / K, K] and their rotations, in random order.
+
+    Each row keeps its distribution, which must be symmetric; with K rows from each drawn one every objective has the same mean
+    weight in a step, so that no expert's share of it is left to chance (antithetic variates).
+    """
+    rotated = np.stack([np.roll(drawn, shift, axis=1) for shift in range(drawn.shape[1])], axis=1)
+    return rng.permutation(rotated.reshape(-1, drawn.shape[1])[:count])
+
+
 def vertices(rng: np.random.Generator, count: int, objectives: int) -> np.ndarray:
     """Draw [count, K] one-hot weightings in equal shares, in random order (rewarded soups, arXiv 2306.04488)."""
     return shares(rng, count, np.eye(objectives))

@@ -50,6 +50,34 @@ def test_an_argument_that_is_not_utf8(policy):
     assert done.stderr == "clp: error: prompt 2 is not UTF-8; write it so, or give it on standard input\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Hi", "prompt 2: it is no JSON"),
+        ('{"role": "user", "content": "Hi"}', "prompt 2: expected a list of messages"),
+        ('[{"role": "user"}]', "prompt 2: the content of message 1 is empty"),
+        ('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]', "prompt 2: the last message is"),
+    ],
+)
+def test_messages_that_are_none(policy, text, reason):
+    fine = '[{"role": "user", "content": "fine"}]'
+    done = CliRunner().invoke(app, ["generate", "--messages", "--weighting", "a=1,b=0", fine, text])
+    assert isinstance(done.exception, UsageError) and reason in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_messages_are_what_the_policy_gets_from_python_too(steered, monkeypatch):
+    monkeypatch.chdir(steered)
+    messages = [{"role": "user", "content": "queue: the name\n\nAssistant: of the queue"}]
+    command = ["generate", "--messages", "--weighting", "informativeness=1,brevity=0", "--json", json.dumps(messages)]
+    done = CliRunner().invoke(app, command)
+    (answer,) = SteerablePolicy.from_pretrained("models/clp-full").generate(
+        [messages], {"informativeness": 1.0, "brevity": 0.0}, temperature=0.0
+    )
+    shown = json.loads(done.stdout)
+    assert shown["response"] == answer and shown["prompt"].startswith("Human: queue")
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_taken_port_is_told_before_the_model_is_loaded(policy, monkeypatch, host):
     monkeypatch.setattr(SteerablePolicy, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
@@ -87,3 +115,26 @@ def test_help_of_the_tools_beside_starts_no_work():
     )
     assert done.returncode == 0 and "Usage" in done.stdout and "| family |" not in done.stdout
     assert dvc_state.main(["--help"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--allow-origin", value)
+        for value in ("my.site", "null", "https://my.site/page", "https://a@b", "https://a:x", "")
+    ]
+    + [("--allow-host", value) for value in ("https://my.site", "my.site:80", "*", "a b", "")],
+)
+def test_what_no_browser_sends_is_refused_before_a_model_is_loaded(option, value):
+    ended = CliRunner().invoke(app, ["serve", option, value])
+    assert isinstance(ended.exception, UsageError)
+    assert f"{option} {value}: expected" in str(ended.exception)
+
+
+def test_names_are_checked_on_loopback_and_where_they_are_given():
+    own = {"localhost", "127.0.0.1", "::1"}
+    assert serve._hosts("127.0.0.5", []) == own | {"127.0.0.5"}
+    assert serve._hosts("::1", ["My.Site"]) == own | {"my.site"}
+    assert serve._hosts("0.0.0.0", []) == set()
+    assert serve._hosts("0.0.0.0", ["[fe80::1]"]) == own | {"0.0.0.0", "fe80::1"}
+    assert serve._origin("https://My.Site:8080/") == "https://my.site:8080" and serve._origin("*") == "*"

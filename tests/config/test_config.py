@@ -1,6 +1,7 @@
 """params.yaml: what is accepted, and the one line that each kind of bad input gets."""
 
 import copy
+import datetime
 import re
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,11 @@ def test_recipes_on_the_default_data_differ_from_it_where_they_say(recipe, path,
     assert own == value
 
 
+@pytest.mark.parametrize("key", ["long_prompts", "chat_template_kwargs"])
+def test_a_file_of_before_a_key_existed_means_what_it_did(key):
+    assert Config.model_validate(changed(f"generation.{key}", REMOVE)) == Config.model_validate(DEFAULT)
+
+
 def test_smoke_recipe_is_a_random_model(repository):
     assert isinstance(compose("smoke", repository)[0].base, RandomModel)
 
@@ -124,6 +130,13 @@ def test_configuration_cannot_be_changed(repository):
         ("training.stepps", 5, "training.stepps: unknown key; remove it or correct its spelling"),
         ("gpu", True, "gpu: unknown key; remove it or correct its spelling"),
         ("methods.clp-full.rank", 4, "methods.clp-full.rank: unknown key; remove it or correct its spelling"),
+        ("generation.long_prompts", "drop",
+         "generation.long_prompts: input should be 'cut' or 'refuse', but found 'drop'"),
+        ("generation.chat_template_kwargs", {"enable_thinking": False},
+         "generation.chat_template_kwargs: only a chat template reads them; set generation.chat to true, or them to {}"),
+        ("generation.chat_template_kwargs", {"date_string": datetime.date(2026, 5, 1)},
+         "generation.chat_template_kwargs.date_string: input was not a valid JSON value, but found "
+         "datetime.date(2026, 5, 1)"),
         # missing keys
         ("training.alpha", REMOVE, "training.alpha: missing; every key of params.yaml must be stated"),
         ("evaluation", REMOVE, "evaluation: missing; every key of params.yaml must be stated"),

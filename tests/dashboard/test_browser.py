@@ -192,6 +192,13 @@ def test_the_playgrounds_slider_changes_the_text(browser, steered):
         area.press("Control+Enter")
         visit.settle()
         assert page.locator("img[src=x]").count() == 0
+        area.fill("queue " * 100)
+        area.press("Control+Enter")
+        visit.settle()
+        assert re.search(
+            r"reads only part of this text: \d+ of its \d+ tokens do not fit into generation\.max_prompt_tokens \(64\); its "
+            r"end is left out\.", page.get_by_role("alert").inner_text(),
+        )  # fmt: skip
         page.close()
     assert visit.problems == []
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from tiny_models import write_model
 from typer.testing import CliRunner
 
 from clp_lightning.cli.app import app
@@ -71,6 +73,28 @@ def test_no_held_out_pairs(own):
     assert refused("pairs", "good") == (
         "reward_models.good.pairs: the split 'heldout' would be empty: 3 pairs in all; give more pairs, or change heldout"
     )
+
+
+def test_prompts_that_are_too_long(own):
+    write_model("llama", own / "models" / "base")
+    rows = [f"Question {n}?" for n in range(40)] + ["Why? " * 60]
+    (own / "prompts.csv").write_text("question\n" + "\n".join(rows) + "\n")
+    change(own, generation__chat=False, generation__long_prompts="refuse", generation__template="{document}")
+    said = refused("sft")
+    assert said.startswith("generation.long_prompts: refuse, and 1 of 41 prompts are too long, 'Why? Why? ")
+    assert said.endswith("fit into generation.max_prompt_tokens (64); raise it, shorten them, or choose cut")
+    change(own, generation__long_prompts="cut")
+    done = CliRunner().invoke(app, ["data", "--json"])
+    counts = json.loads(done.stdout)["data"]["long_prompts"]
+    stages.run("sft", load_config())
+    assert json.loads((own / "reports" / "metrics" / "sft.json").read_text()) == {"steps": 0, "long_prompts": counts}
+    assert sum(count["too_long"] for count in counts.values()) == 1 and len(counts) == 3
+    longest = max(count["longest"] for count in counts.values())
+    assert sum(count["tokens_left_out"] for count in counts.values()) == longest - 64
+    shown = " ".join(CliRunner().invoke(app, ["data"]).stdout.split())
+    assert f" {longest - 64} tokens left out in all, {longest} in the longest prompt" in shown
+    shutil.rmtree(own / "models")
+    assert "not counted, which takes models/base" in " ".join(CliRunner().invoke(app, ["data"]).stdout.split())
 
 
 def test_finetuning_and_rewards_without_references(own):

@@ -167,6 +167,17 @@ def test_messages_and_transcripts_give_prompt_and_reference(tmp_path):
         assert (found.document, found.summary) == ("Human: Hi", "Hello.")
 
 
+def test_a_transcript_that_ends_with_its_question_has_no_reference(tmp_path):
+    texts = ["Human: Hi", "\n\nHuman: Ho\n\nAssistant:", "Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "]
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"t": text}) + "\n" for text in [*texts, "Hi", "Assistant: x"])
+    )
+    parts, problems = own_rows.examples(table("t.jsonl", prompt=None, reference=None, transcript="t"), 0, tmp_path)
+    found = {each.document: each.summary for rows in parts.values() for each in rows}
+    assert found == {"Human: Hi": None, "Human: Ho": None, "Human: a\n\nAssistant: b\n\nHuman: c": None}
+    assert [problem.text for problem in problems] == ["expected Human and Assistant in turns, the assistant last"] * 2
+
+
 @given(st.sets(st.integers(0, 10_000), min_size=2, max_size=60), st.integers(0, 3))
 def test_a_row_keeps_its_split_when_others_come_and_go(numbers, seed):
     def splits(chosen):

@@ -55,9 +55,10 @@ def test_the_champion_on_own_prompts(project):
     assert pd.read_parquet("answers.parquet").document.tolist() == [
         "create bucket: [/b] The name of the bucket.", "delete key",
     ]  # fmt: skip
-    (project / "one.txt").write_text("delete key\n")
+    (project / "one.txt").write_text("delete key " * 100 + "\n")
     done = CliRunner().invoke(app, [*command[:4], "one.txt", *command[5:]])
     assert done.exit_code == 0 and "0:1" in done.output.replace(" ", "")
+    assert "clp: warning: prompt 1: " in done.stderr and "; its end is left out\n" in done.stderr
 
 
 def test_settings_are_chosen_on_services_that_no_test_prompt_is_from(project):

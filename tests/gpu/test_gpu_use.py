@@ -8,6 +8,7 @@ import pytest
 import torch
 from gpu_models import DEVICE, MIXED, copied, on, write_classifier
 from tiny_models import DOCUMENTS, FAMILIES, GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from clp_lightning.config.data import Preferences, RewardModel
 from clp_lightning.evaluation.sweep import Sweep, evaluate
@@ -33,6 +34,18 @@ def classifier(tmp_path_factory):
     return write_classifier(tmp_path_factory.mktemp("classifier") / "model")
 
 
+def devices(run):
+    """Where the weights of all modules are that `run` reads."""
+    seen = set()
+
+    def note(module, inputs):
+        seen.update(weight.device.type for weight in module.parameters(recurse=False))
+
+    with register_module_forward_pre_hook(note):
+        run()
+    return seen
+
+
 def test_the_engine_writes_what_each_would_alone(family):
     policy, rows = make_policy(family), []
     with Engine(policy, rows=3) as engine:
@@ -55,8 +68,7 @@ def test_reward_models_and_encoders_score_as_on_the_cpu(classifier):
     ):
         np.testing.assert_allclose(scored("auto"), scored("cpu"), atol=1e-4)
     learned, encoder = Learned(classifier, index=0), Encoder(classifier)
-    learned(DOCUMENTS, answers), encoder(DOCUMENTS)
-    assert {learned._loaded[0].device.type, encoder._loaded[0].device.type} == {DEVICE}
+    assert devices(lambda: learned(DOCUMENTS, answers)) == devices(lambda: encoder(DOCUMENTS)) == {DEVICE}
 
 
 def test_a_reward_model_is_trained(classifier, tmp_path):

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from clp_lightning.cli.app import app
 from clp_lightning.config.parameters import load_config
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.pipeline import stages
@@ -118,9 +120,15 @@ def test_interrupted_training_continues_and_equals_an_undisturbed_run(smoke, tmp
 
 
 def test_cli_generate_reads_arguments_and_standard_input(project):
-    ran = clp(project, "generate", "--weighting", WEIGHTS, "delete bucket: removes it", "list keys: lists all")
+    long = "list keys: lists all " * 50
+    ran = clp(project, "generate", "--weighting", WEIGHTS, "delete bucket: removes it", long)
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout.splitlines()) >= 2
+    (note,) = ran.stderr.splitlines()
+    assert re.fullmatch(
+        r"clp: warning: prompt 2: \d+ of its \d+ tokens do not fit into generation\.max_prompt_tokens \(64\); "
+        "its end is left out", note,
+    )  # fmt: skip
     piped = clp(
         project,
         "generate",
@@ -135,13 +143,20 @@ def test_cli_generate_reads_arguments_and_standard_input(project):
     assert several.returncode == 0 and "[bold]" in several.stdout
 
 
-def test_cli_export_writes_a_model_that_transformers_loads(project, tmp_path):
+def test_cli_export_writes_a_model_that_transformers_loads(project, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 
     done = clp(project, "export", "--weighting", WEIGHTS, str(tmp_path / "out"))
     assert done.returncode == 0 and "transformers loads it" in done.stdout, done.stderr
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.tie_word_embeddings is False
-    assert clp(project, "export", "--weighting", WEIGHTS, "--format", "onnx", str(tmp_path / "no")).returncode == 2
+    monkeypatch.chdir(project)
+    exporting = ["export", "--weighting", WEIGHTS, str(tmp_path / "other"), "--format"]
+    done = CliRunner().invoke(app, [*exporting, "peft"])
+    assert (
+        "peft loads it\nbefore PeftModel.from_pretrained(model, ...) and merging, untie the base: head =" in done.stdout
+    )
+    refused = CliRunner().invoke(app, [*exporting, "onnx"]).exception
+    assert isinstance(refused, UsageError) and "format: expected one of hf, peft" in str(refused)
 
 
 def test_cli_frontier_prints_the_contract(project):

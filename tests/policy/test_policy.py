@@ -107,6 +107,13 @@ def test_long_documents_keep_the_template(base_folder):
     assert policy.tokenizer.decode(prompts.ids[0]).endswith("\nSummary:")
 
 
+def test_a_long_prompt_that_is_refused_has_its_number_among_all(tmp_path):
+    policy = make_policy(write_model("llama", tmp_path / "reference"))
+    policy.generation = policy.template.generation = GENERATION.model_copy(update={"long_prompts": "refuse"})
+    with pytest.raises(UsageError, match=r"^prompt 4: \d+ of its \d+ tokens do not fit"):
+        policy.generate([*DOCUMENTS, "list all " * 40], None, batch_size=2)
+
+
 def test_bad_use_is_one_line(base_folder):
     policy = make_policy(base_folder)
     with pytest.raises(UsageError, match="prompt 2 is empty"):

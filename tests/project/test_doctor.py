@@ -45,6 +45,13 @@ def test_an_empty_folder_has_notes_and_broken_parameters_are_a_problem(tmp_path,
     assert broken["parameters"].state == "problem" and "store" not in broken
 
 
+def test_a_card_without_its_base_is_named(tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "clp.json").write_text("{}")
+    finding = found(tmp_path, monkeypatch)["models"]
+    assert finding == ("models", "problem", "models/mine/clp.json: base_model: missing", "run `dvc repro`")
+
+
 def test_packages_that_are_not_those_of_the_lock_are_named(tmp_path, monkeypatch):
     (tmp_path / "Makefile").write_text("setup:\n")
     (tmp_path / "requirements.lock").write_text("# a comment\nnumpy==0.0.1\nno-such-package==1\n")

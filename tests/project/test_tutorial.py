@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from locations import REPOSITORY
 from ruamel.yaml import YAML
 
 from bench.listening import free_port, wait_for
+from bench.pages.browsing import PAGES, Visit, chromium
 from clp_lightning.config.parameters import load_config
 from clp_lightning.errors import UsageError
 from clp_lightning.pipeline import records
@@ -26,14 +28,32 @@ def blocks(language: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def serving(command: str, folder: Path, port: int):
-    process = subprocess.Popen(command.split(), cwd=folder, env=environment())
+def serving(command: str, folder: Path, health: str, **variables: str):
+    process = subprocess.Popen(command.split(), cwd=folder, env=environment() | variables)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, 120)
+        wait_for(health, process, 120)
         yield
     finally:
         process.terminate()
         assert process.wait(60) == 0
+
+
+def look(address: str) -> None:
+    """Open every page of the dashboard as a person does, where this machine has a browser, else its frame."""
+    with chromium() as browser:
+        if browser is None:
+            assert urllib.request.urlopen(address, timeout=60).status == 200
+            return
+        for title in PAGES:
+            visit = Visit(browser, address)
+            page = visit.open(title)
+            assert (
+                page.get_by_test_id("stException").count() == 0 and "There is nothing to show yet" not in visit.shown()
+            )
+            if title == "Playground":
+                page.locator(".answer-2").wait_for()
+            page.close()
+            assert visit.problems == []
 
 
 def environment() -> dict[str, str]:
@@ -47,7 +67,7 @@ def test_the_tutorials_commands_lead_from_a_csv_to_a_served_model(tmp_path):
         for block in blocks("bash"):
             text = block.replace("8000", str(port))
             if text.startswith("clp serve"):
-                stack.enter_context(serving(text, folder, port))
+                stack.enter_context(serving(text, folder, f"http://127.0.0.1:{port}/health"))
                 continue
             # a shell keeps its folder from block to block, as a terminal does
             script = f"set -e\n{text}\npwd >{tmp_path}/.here"
@@ -60,6 +80,12 @@ def test_the_tutorials_commands_lead_from_a_csv_to_a_served_model(tmp_path):
     assert answer["choices"][0]["message"]["content"].strip()
     assert (folder / "exported" / "model.safetensors").is_file()
     assert len((folder / "prompts.csv").read_text().splitlines()) == 301
+    (line,) = re.findall(r"`(streamlit run [^`]+)` in the checkout", TUTORIAL.read_text(encoding="utf-8"))
+    assert line.endswith(" -- --store support/frontier.duckdb")
+    address = f"http://127.0.0.1:{(free := free_port())}"
+    command = line.replace("support/", f"{folder}/")
+    with serving(command, REPOSITORY, f"{address}/_stcore/health", STREAMLIT_SERVER_PORT=str(free)):
+        look(address)
 
 
 def test_the_tutorials_rewards_are_those_of_the_project(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_classifiers import DECODERS, ENCODERS, PADDING, write_classifier
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from clp_lightning.data.transcripts import from_transcript
 from clp_lightning.errors import ClpError
 from clp_lightning.rewards.batches import Padding, places
 from clp_lightning.rewards.models import Encoder, Learned, set_padding
@@ -217,6 +218,7 @@ def test_a_transcript_is_passed_to_the_chat_template_as_turns(tmp_path):
     with torch.inference_mode():
         rows = [tokenizer(text, add_special_tokens=False, return_tensors="pt") for text in texts]
         expected = [model(**row).logits[0, 1].item() for row in rows]
+    documents = [from_transcript(document) for document in documents]
     found = Learned(path, template="chat", index=1)(documents, ["Well"] * 5)
     assert found == pytest.approx(expected, abs=1e-5)
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from clp_lightning.config.sources import package_folder
+from clp_lightning.data.transcripts import from_transcript
 from clp_lightning.errors import ClpError
 from clp_lightning.rewards.models import Encoder, Learned, Similarity, fitting
 
@@ -97,6 +98,17 @@ def test_chat_and_text_are_filled_in_once(classifier):
     assert found == pytest.approx(direct(classifier, texts), abs=1e-5)
 
 
+def test_a_chat_template_that_asks_for_the_date_scores_the_same_on_any_day(classifier, tmp_path):
+    dated = tmp_path / "dated"
+    shutil.copytree(classifier, dated)
+    tokenizer = AutoTokenizer.from_pretrained(dated)
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}" + CHAT
+    tokenizer.save_pretrained(dated)
+    chats = [f"26 July 2024<user>{d}<assistant>{r}" for d, r in zip(DOCUMENTS, RESPONSES, strict=True)]
+    expected = direct(classifier, chats, add_special_tokens=False)
+    assert Learned(dated, index=0, template="chat")(DOCUMENTS, RESPONSES) == pytest.approx(expected, abs=1e-5)
+
+
 def test_what_is_too_long_keeps_the_response(classifier):
     long = ["word " * 50, "other " * 60]
     for template in ("chat", "{document} {response}"):
@@ -108,7 +120,7 @@ def test_what_is_too_long_keeps_the_response(classifier):
 
 def test_a_conversation_that_is_too_long_keeps_its_last_turn(classifier):
     """By hand: of 16 tokens 3 are the model's own. Beside two of a response there is room for 11; a long one leaves 6."""
-    talk = "Human: one two three four five six\n\nAssistant: yes\n\nHuman: why is it so"
+    talk = from_transcript("Human: one two three four five six\n\nAssistant: yes\n\nHuman: why is it so")
     short, long = "makes one", "one two three four five six one two three"
     reward = Learned(classifier, index=0, max_tokens=16)
     for response, kept, left in (
@@ -117,7 +129,7 @@ def test_a_conversation_that_is_too_long_keeps_its_last_turn(classifier):
     ):
         assert reward([talk], [response]) == pytest.approx(direct(classifier, [kept], [left]), abs=1e-5)
     # in company of a text, which loses its end, and of a conversation that fits
-    texts = ["one two three four five six yes why is it so yes why", talk, "Human: why is it so"]
+    texts = ["one two three four five six yes why is it so yes why", talk, from_transcript("Human: why is it so")]
     kept = ["one two three four five six yes why is it so", "five six Assistant: yes Human: why is it so", texts[2]]
     assert reward(texts, [short] * 3) == pytest.approx(direct(classifier, kept, [short] * 3), abs=1e-5)
 
@@ -131,8 +143,8 @@ def test_a_long_turn_without_spaces_keeps_its_end(classifier):
         ("www.a/" * 9, ".a/www.a/www.a/"),
     ):
         expected = direct(classifier, [kept], ["makes one"])
-        assert reward([f"Human: {turn}"], ["makes one"]) == pytest.approx(expected, abs=1e-5)
-    questions = [f"Human: {'何' * 90}{end}" for end in "人國"]
+        assert reward([from_transcript(f"Human: {turn}")], ["makes one"]) == pytest.approx(expected, abs=1e-5)
+    questions = [from_transcript(f"Human: {'何' * 90}{end}") for end in "人國"]
     assert np.ptp(reward(questions, ["makes one"] * 2)) > 1e-3
 
 
@@ -147,7 +159,7 @@ def test_a_conversation_is_cut_at_a_word_unless_half_the_room_would_be_lost(word
     def count(text):
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    talk, response = "Human: " + " ".join(words), "one " * answer
+    talk, response = from_transcript("Human: " + " ".join(words)), "one " * answer
     (kept,) = fitting(tokenizer, [talk], [response], longest)
     room = max(longest - 3 - answer, (longest - 3) // 2)
     assert talk.endswith(kept) and count(kept) <= room

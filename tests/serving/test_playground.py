@@ -11,6 +11,7 @@ from locations import REPOSITORY
 from results_factory import config
 from streamlit.testing.v1 import AppTest
 
+from clp_lightning.data.transcripts import to_messages
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.serving.playground import Playground, Setting, policies
@@ -37,6 +38,24 @@ def test_the_last_of_the_stream_is_what_generate_gives(play, steered):
     assert len(streamed) > 2 and all(len(answers) == 3 for answers in streamed)
     for earlier, later in itertools.pairwise(streamed):  # texts only grow
         assert all(len(a) <= len(b) for a, b in zip(earlier, later, strict=True))
+
+
+def test_of_a_run_of_conversations_a_text_is_a_transcript(steered):
+    run = Store(steered / "frontier.duckdb").run()
+    table = {
+        "kind": "table", "source": "x.jsonl", "subset": None, "prompt": None, "messages": "m", "transcript": None,
+        "reference": None, "limit": None, "skip_bad_rows": False, "splits": {"kind": "given"},
+    }  # fmt: skip
+    talk, folder = "Human: Hi\n\nAssistant: Hello\n\nHuman: Why?", steered / "models" / "clp-full"
+    own = {
+        "kind": "preferences", "source": "x.jsonl", "subset": None, "prompt": "p", "chosen": "c", "rejected": "r",
+        "heldout": 0.1, "limit": None, "skip_bad_rows": False,
+    }  # fmt: skip
+    models = {name: model | {"pairs": own} for name, model in run["params"]["reward_models"].items()}
+    run["params"]["reward_models"] = models
+    for data, messages in ((table, 3), (table | {"prompt": "q", "messages": None}, 1)):
+        loaded = Playground.load(folder, steered, run["params"] | {"data": data}, run["normalization"])
+        assert len(to_messages(loaded.read(talk))) == messages
 
 
 def test_sampling_is_reproducible_and_paired(play):

@@ -32,7 +32,7 @@ def policy(model) -> SteerablePolicy:
 
 @pytest.fixture(scope="module")
 def client(model):
-    with Served(model, CLP_SERVE_TOKEN="secret") as served:
+    with Served(model, "--allow-origin", "https://my.site", CLP_SERVE_TOKEN="secret") as served:
         yield openai.OpenAI(base_url=f"{served.url}/v1", api_key="secret", max_retries=0)
 
 
@@ -81,6 +81,31 @@ def test_openais_client_lists_the_model_and_raises_its_errors(client):
         client.completions.create(model="gpt-4", prompt=TEXT, extra_body=STEERED)
     with pytest.raises(openai.AuthenticationError, match="give the server's token"):
         client.with_options(api_key="wrong").models.list()
+
+
+def test_openais_client_gets_several_answers_and_sends_tokens_and_parts(client, policy):
+    alone = [policy.generate([TEXT], np.array([[0.25, 0.75]]), seed=seed)[0] for seed in (5, 6)]
+    asked = {"model": "clp-full", "n": 2, "seed": 5, "top_p": 1.0, "extra_body": STEERED}
+    done = client.completions.create(prompt=policy.tokenizer(TEXT)["input_ids"], best_of=2, **asked)
+    assert [choice.text for choice in done.choices] == alone
+    assert done.usage.prompt_tokens_cut == policy.template.left_out(TEXT)
+    messages = [{"role": "user", "content": [{"type": "text", "text": TEXT}]}]
+    said = client.chat.completions.create(messages=messages, logprobs=True, top_logprobs=1, **asked)
+    assert all(each.logprob <= each.top_logprobs[0].logprob for each in said.choices[0].logprobs.content)
+    assert [choice.message.content for choice in said.choices] == alone
+    parts, streamed = ["", ""], client.chat.completions.create(messages=messages, stream=True, **asked)
+    for part in streamed:
+        parts[part.choices[0].index] += part.choices[0].delta.content
+    assert parts == alone
+    long = client.completions.with_raw_response.create(model="clp-full", prompt=TEXT * 9, extra_body=STEERED)
+    assert int(long.headers["X-CLP-Prompt-Tokens-Cut"]) == policy.template.left_out(TEXT * 9) > 0
+
+
+def test_pages_of_an_allowed_origin_are_answered_and_requests_to_other_names_are_not(client):
+    page = client.models.with_raw_response.list(extra_headers={"Origin": "https://my.site"})
+    assert page.headers["Access-Control-Allow-Origin"] == "https://my.site"
+    with pytest.raises(openai.BadRequestError, match="not asked by this name"):
+        client.models.list(extra_headers={"Host": "evil.site"})
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """Malformed requests by the thousand against a real `clp serve`: nothing is answered with 5xx, nothing is kept in memory.
 
-`CLP_FUZZ=1000 python -m pytest -m slow tests/test_server_fuzz.py` sends another number of them.
+`CLP_FUZZ=1000 python -m pytest -m slow -s tests/serving/test_server_fuzz.py` sends another number of them.
 """
 
 import json
 import os
+import re
 import socket
 
 import pytest
@@ -39,9 +40,46 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
 )  # fmt: skip
+words = st.text(max_size=8) | st.sampled_from(
+    ["", " ", "\ud800", "a\udfff", "System: a", "a\n\nHuman: b\n\nAssistant:"]
+)
+few = st.none() | st.integers(-1, 3) | st.sampled_from([1.0, 2.5, "1", True, 129, 10**30])
+tokens = st.lists(st.integers(-1, 400) | st.sampled_from([0.0, 1.5, True, "a", 10**30]), max_size=5)
+parts = st.lists(
+    st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", None])}, optional={"text": words | values})
+    | values,
+    max_size=3,
+)
+roles = st.sampled_from(["user", "system", "developer", "assistant", "tool", None])
+messages = st.lists(
+    st.fixed_dictionaries({"role": roles}, optional={"content": words | parts | st.none(), "name": words | st.none()})
+    | values,
+    max_size=4,
+)
+known = {
+    "prompt": words | tokens | st.lists(tokens | words, max_size=3),
+    "messages": messages,
+    "n": few, "best_of": few, "seed": few, "logprobs": few | st.booleans(), "top_logprobs": few,
+    "max_tokens": few | st.just(1e9), "max_completion_tokens": few,
+    "top_p": st.none() | st.floats(0, 1) | few, "temperature": st.none() | st.floats(0, 2) | few,
+    "presence_penalty": st.sampled_from([None, 0, 0.0, 1]), "frequency_penalty": st.sampled_from([None, 0, -1]),
+    "stop": st.none() | words | st.lists(words, max_size=5),
+    "stream": st.none() | st.booleans(),
+    "stream_options": st.none() | st.fixed_dictionaries({}, optional={"include_usage": st.none() | st.booleans()}),
+    "logit_bias": st.sampled_from([None, {}, {"5": 1}]), "echo": st.sampled_from([None, False, True]),
+    "user": st.none() | words, "metadata": st.none() | st.dictionaries(words, words, max_size=2),
+    "tools": st.sampled_from([None, [], [{}]]), "tool_choice": st.sampled_from([None, "none", "required"]),
+    "response_format": st.sampled_from([None, {"type": "text"}, {"type": "json_object"}]),
+}  # fmt: skip
 shares = st.dictionaries(st.sampled_from(["a", "b", "", "speed"]), st.floats() | st.integers())
 keys = st.sampled_from([*VALID, "alpha", "temperature", "seed", "stop", "stream", "messages", "n", "x", "\ud800"])
-bodies = st.fixed_dictionaries({}, optional={"weighting": shares}) | st.dictionaries(keys, values, max_size=4)
+bodies = (
+    st.fixed_dictionaries({}, optional={"weighting": shares})
+    | st.dictionaries(keys, values, max_size=4)
+    | st.lists(st.sampled_from(sorted(known)), max_size=4, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries({name: known[name] for name in names})
+    )
+)
 methods = st.sampled_from([b"POST", b"POST", b"GET", b"PUT", b"HEAD", b"OPTIONS", b"\xff"])
 targets = st.sampled_from(
     [b"/v1/completions", b"/v1/chat/completions", b"/v1/models", b"/openapi.json", b"/", b"*", b"/%ff?"]
@@ -50,7 +88,8 @@ lengths = st.sampled_from([None, b"0", b"2", b"40", b"-1", b"x", b"1" * 30, b"9"
 headers = st.lists(
     st.sampled_from([
         b"Content-Type: application/json", b"Content-Type: \xff", b"Transfer-Encoding: chunked", b"Expect: 100-continue",
-        b"Authorization: Bearer \xe9", b"Host: a", b"Connection: close", b"X" * 70000 + b": 1", b"no colon",
+        b"Authorization: Bearer \xe9", b"Host: a", b"Host: localhost", b"Host: [::1", b"Origin: http://a",
+        b"Connection: close", b"X" * 70000 + b": 1", b"no colon",
         b"Upgrade: websocket",
     ]), max_size=4,
 )  # fmt: skip
@@ -103,6 +142,8 @@ def by_body(served: Served, session: requests.Session, number: int) -> int:
         assert response.status_code < 500, response.text
         if response.status_code >= 400:
             assert response.json()["error"]["message"]
+        elif response.headers["Content-Type"].startswith("text/event-stream"):
+            assert '"error"' not in response.text and response.text.endswith("data: [DONE]\n\n")
 
     send()
     return sent
@@ -144,12 +185,17 @@ def fuzz(served: Served, number: int) -> int:
     return sent
 
 
-def survived(served: Served) -> None:
+def survived(served: Served) -> dict[str, int]:
+    """Check that it answers still; returns how many of its answers had each status."""
     assert served.process.poll() is None
     assert served.ask("POST", "/v1/completions", VALID)[0] == 200
-    counted = requests.get(f"{served.url}/metrics").text.splitlines()
-    assert not [line for line in counted if line.startswith("clp_requests_total") and 'status="5' in line]
+    counted: dict[str, int] = {}
+    for line in requests.get(f"{served.url}/metrics").text.splitlines():
+        if found := re.match(r'clp_requests_total\{.*status="(\d+)"\} (.*)', line):
+            counted[found[1]] = counted.get(found[1], 0) + int(float(found[2]))
+    assert not [status for status in counted if status.startswith("5")], counted
     assert "Traceback" not in served.output()
+    return counted
 
 
 def test_the_schema_names_every_refusal(served):
@@ -157,7 +203,7 @@ def test_the_schema_names_every_refusal(served):
     assert status == 200
     for path in ("/v1/completions", "/v1/chat/completions"):
         responses = schema["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", "400", "401", "404", "408", "411", "413", "429", "500"}
+        assert set(responses) == {"200", "400", "401", "404", "408", "411", "413", "429", "500", "503"}
         for refusal in responses.keys() - {"200"}:
             shape = responses[refusal]["content"]["application/json"]["schema"]
             assert shape == {"$ref": "#/components/schemas/Failure"}
@@ -174,6 +220,9 @@ def test_malformed_requests_break_nothing_and_leave_nothing(served):
     before = served.memory()
     sent += fuzz(served, NUMBER - sent)
     after = served.memory()
-    survived(served)
-    print(f"{sent} malformed requests: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after")
+    counted = survived(served)
+    told = ", ".join(f"{number} with {status}" for status, number in sorted(counted.items()))
+    print(
+        f"{sent} malformed requests: 0 answers of 5xx ({told}); {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after"
+    )
     assert sent >= NUMBER and after - before < FLAT

@@ -21,6 +21,7 @@ from clp_lightning.steering.experts import Experts, run_length
 VARIANTS = [
     ("full", 3, False), ("attention", 3, False), ("logits", 3, False), ("attention", 3, True), ("logits", 2, True),
     ("none", 3, True), ("full", "full", False), ("attention", "full", True),
+    ("full", 3, "everywhere"), ("attention", "full", "everywhere"),
 ]  # fmt: skip
 
 

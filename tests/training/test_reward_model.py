@@ -13,6 +13,7 @@ from tiny_data import write_encoder
 from transformers import AutoModelForSequenceClassification
 
 from clp_lightning.config.data import Preferences, RewardModel
+from clp_lightning.data.transcripts import from_transcript
 from clp_lightning.errors import ClpError
 from clp_lightning.rewards.models import Learned
 from clp_lightning.training import reward_model
@@ -110,8 +111,8 @@ def test_first_loss_is_that_of_a_fair_coin(train, tmp_path):
 
 def test_of_a_long_conversation_the_start_is_left_out(encoder, monkeypatch):
     """By hand: of 14 tokens 3 are the model's own, two the answer's, so that of the conversation's 11 the last 9 are read."""
-    talk = "Human: lists the key\n\nAssistant: of\n\nHuman: bucket"
-    pairs, read = pd.DataFrame([{"document": talk, "chosen": "a good", "rejected": "a bad"}]), []
+    talk = from_transcript("Human: lists the key\n\nAssistant: of\n\nHuman: bucket")
+    pairs, read = pd.DataFrame([{"document": talk, "chosen": "a good", "rejected": "a bad"}], dtype=object), []
 
     def forward(self, input_ids, **rest):
         read.extend(tokenizer.batch_decode(input_ids))

@@ -174,6 +174,12 @@ def test_distributions_of_weightings():
     mixed = draw_weightings(Mixture(kind="mixture", concentration=1.0, corner_mass=0.25), rng, 4000, ("a", "b"))
     # the share at corners is binomial with sd sqrt(.25 * .75 / 4000) = 0.007
     assert (mixed == 1).any(1).mean() == pytest.approx(0.25, abs=0.03)
+    for q in (
+        Dirichlet(kind="dirichlet", concentration=0.4),
+        Mixture(kind="mixture", concentration=1, corner_mass=0.5),
+    ):
+        even = draw_weightings(q.model_copy(update={"antithetic": True}), rng, 6, ("a", "b", "c"))
+        np.testing.assert_allclose(even.mean(0), 1 / 3)  # each draw stands there in its three rotations
     fixed = draw_weightings(Fixed(kind="fixed", weighting={"b": 0.75, "a": 0.25}), rng, 2, ("a", "b"))
     assert fixed.tolist() == [[0.25, 0.75]] * 2
 

@@ -1,12 +1,17 @@
 """The commands of a user's own project: `clp init` and `clp data`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clp_lightning.errors import ClpError, plural
+
+if TYPE_CHECKING:
+    from clp_lightning.config.parameters import Config
+    from clp_lightning.data.check import Lengths
 
 MOST_LISTED, MOST_FILES = 20, 3
 
@@ -42,7 +47,8 @@ def data(
     from clp_lightning.config.parameters import load_config
     from clp_lightning.data.check import check
 
-    found = check(load_config(params), params.parent)
+    config = load_config(params)
+    found = check(config, params.parent, _lengths(config, params.parent))
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -75,12 +81,47 @@ def _show(name: str, section: dict[str, Any]) -> None:
         console.print(table)
     if section["files"]:
         console.print(Text(_files(section["files"])))
+    for note in section["notes"]:
+        console.print(Text(note))
+    if section.get("long_prompts", {}) != {}:
+        console.print(Text(_long_prompts(section["long_prompts"])))
     for place, reason in section["problems"][:MOST_LISTED]:
         console.print(Text(f"{place}: {reason}"))
     if len(section["problems"]) > MOST_LISTED:
         console.print(Text(f"and {len(section['problems']) - MOST_LISTED} more; --json lists them all"))
     for fault in section["faults"]:
         console.print(Text(fault))
+
+
+def _lengths(config: "Config", root: Path) -> "Lengths | None":
+    """Return what counts prompts that are too long; None where no model is there yet, whose tokenizer it takes."""
+    from clp_lightning.config.data import Table
+    from clp_lightning.paths import BASE
+
+    if not isinstance(config.data, Table) or not (root / BASE / "config.json").is_file():
+        return None
+
+    def lengths(splits: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+        from clp_lightning.policy.loading import load_tokenizer
+        from clp_lightning.policy.prompts import PromptTemplate
+
+        return PromptTemplate(load_tokenizer(root / BASE), config.generation, ()).count_long(splits)
+
+    return lengths
+
+
+def _long_prompts(counts: Mapping[str, Mapping[str, int]] | None) -> str:
+    if counts is None:
+        return "prompts that are too long: not counted, which takes models/base (`dvc repro base` writes it)"
+    parts = ", ".join(f"{split} {count['too_long']} of {count['prompts']}" for split, count in counts.items())
+    lost, longest = (
+        sum(count["tokens_left_out"] for count in counts.values()),
+        max(c["longest"] for c in counts.values()),
+    )
+    return (
+        f"prompts longer than generation.max_prompt_tokens, by the tokenizer of models/base: {parts}; "
+        f"{plural(lost, 'token')} left out in all, {longest} in the longest prompt"
+    )
 
 
 def _files(files: list[tuple[str, str | None]]) -> str:

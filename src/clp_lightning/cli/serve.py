@@ -3,11 +3,13 @@
 import errno
 import ipaddress
 import os
+import re
 import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -33,6 +35,18 @@ def serve(
             help="Precision: auto (float32 on a CPU), float32, bfloat16, float16; float32 answers alike in any company."
         ),
     ] = "auto",
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of pages that may use it from a browser, e.g. https://my.site; * is any; repeatable."
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further name by which it is asked; with one, or on loopback, others are refused; repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Serve a policy: /v1/completions and /v1/chat/completions with `weighting` in the body, /v1/models, /health, /metrics.
 
@@ -43,6 +57,7 @@ def serve(
         raise UsageError(
             f"--host {host}: others could reach it; set {TOKEN} to a secret that they must send, or use 127.0.0.1"
         )
+    origins, hosts = [_origin(each) for each in allow_origin or []], _hosts(host, allow_host or [])
     from clp_lightning.promotion import champion
 
     folder = champion.resolve(model)
@@ -60,8 +75,9 @@ def serve(
     policy = SteerablePolicy.from_pretrained(folder, dtype=answering_dtype(dtype))
     with Engine(policy, rows=rows, waiting=waiting) as engine:
         service = Service(engine, folder.name, Limits(seconds=seconds))
+        app = application(service, token, origins=origins, hosts=hosts)
         config = uvicorn.Config(
-            application(service, token), host=host, port=port, log_level="warning", access_log=False,
+            app, host=host, port=port, log_level="warning", access_log=False,
             timeout_graceful_shutdown=int(seconds), server_header=False,
         )  # fmt: skip
         print(f"clp serve: {folder.name} ({', '.join(policy.objectives)}) on http://{host}:{port}", file=sys.stderr)
@@ -125,6 +141,36 @@ def _loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _origin(origin: str) -> str:
+    """Return an origin as browsers send it; raises `UsageError` for anything else, which would match none."""
+    try:
+        parts = urlsplit(origin)
+        plain = f"{parts.scheme}://{parts.netloc}"
+        if origin == "*" or (
+            parts.scheme and parts.hostname and origin.removesuffix("/") == plain and "@" not in plain
+        ):
+            parts.port  # noqa: B018 (raises for what is no port)
+            return origin if origin == "*" else plain.lower()
+    except ValueError:
+        pass
+    raise UsageError(f"--allow-origin {origin}: expected scheme and host, e.g. https://my.site:8080, or * for any page")
+
+
+def _hosts(host: str, allowed: list[str]) -> frozenset[str]:
+    """Return the names by which the server may be asked, none for any; raises `UsageError` for what is no name.
+
+    On loopback a page of another site could otherwise lead its own name here, and read what is answered (DNS rebinding).
+    """
+    for name in allowed:
+        if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", name):
+            raise UsageError(
+                f"--allow-host {name}: expected a name or an address without scheme and port, e.g. my.site"
+            )
+    if not (allowed or _loopback(host)):
+        return frozenset()
+    return frozenset(name.strip("[]").lower() for name in ("localhost", "127.0.0.1", "::1", host, *allowed))
 
 
 def register(app: typer.Typer) -> None:

@@ -18,6 +18,9 @@ class Dirichlet(Section):
 
     kind: Literal["dirichlet"]
     concentration: Annotated[float, Field(gt=0)]
+    antithetic: bool = (
+        False  # whether each draw is used with every objective in every place, so that each has the same mean weight
+    )
 
 
 class Mixture(Section):
@@ -26,6 +29,7 @@ class Mixture(Section):
     kind: Literal["mixture"]
     concentration: Annotated[float, Field(gt=0)]
     corner_mass: Share
+    antithetic: bool = False
 
 
 class Vertices(Section):
@@ -69,7 +73,8 @@ class Method(Section):
     """One row of the method table: what is conditioned on the weighting, and the distribution Q of weightings."""
 
     conditioning: Literal["full", "attention", "logits", "none"]  # the set S of layers with an expert per objective
-    shared: bool  # theta_rest: one more expert, the same for all weightings, on every other linear layer
+    # theta_rest: one more expert, the same for all weightings, on every other linear layer; or "everywhere", beside the K too
+    shared: bool | Literal["everywhere"]
     prompted: bool  # whether the weighting is also written into the prompt
     weightings: Annotated[Distribution, Field(discriminator="kind")]
 

@@ -1,14 +1,14 @@
 """`params.yaml` -> frozen, typed configuration; unknown keys and bad values are rejected with the key's path.
 
-`params.yaml` states every value, so that it stands in one place only; of rewards alone (`config.rewards`) some keys may be
-left out.
+`params.yaml` states every value, so that it stands in one place only. Of rewards (`config.rewards`) some keys may be left
+out, and those of `generation` that have a default here, which files and cards written before they existed lack.
 """
 
 import codecs
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -113,7 +113,9 @@ class Generation(Section):
     max_new_tokens: Positive
     template: Annotated[str, Field(pattern=TEMPLATE)]
     chat: bool  # true: the tokenizer's chat template, of which the filled template is the user's message
-    end_token: str | None  # what ends a response, where it is not the tokenizer's end-of-text token
+    end_token: str | None  # ends responses, those to learn from too, beside the tokenizer's and the model's own ends
+    long_prompts: Literal["cut", "refuse"] = "cut"  # what happens to prompts that do not fit
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)  # e.g. enable_thinking: false
 
 
 class Config(Section):
@@ -148,6 +150,10 @@ class Config(Section):
         if self.promotion.method not in self.methods:
             raise ValueError(f"promotion.method: no such method; choose one of {', '.join(self.methods)}")
         self._check_reward_models()
+        if self.generation.chat_template_kwargs and not self.generation.chat:
+            raise ValueError(
+                "generation.chat_template_kwargs: only a chat template reads them; set generation.chat to true, or them to {}"
+            )
         training = self.training
         if training.advantages == "objective" and training.baseline != "leave_one_out":
             raise ValueError(

@@ -11,6 +11,7 @@ from clp_lightning.config.parameters import Config
 from clp_lightning.data.api_descriptions import api_parts
 from clp_lightning.data.check import check_splits
 from clp_lightning.data.own_rows import examples, refuse
+from clp_lightning.data.splits import write_split
 from clp_lightning.files import atomic, write_json
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def build_corpus(config: Config, out: Path, *, services: Collection[str] | None 
     with atomic(out) as folder:
         folder.mkdir()
         for split, part in parts.items():
-            part.to_parquet(folder / f"{split}.parquet", index=False)
+            write_split(part, folder / f"{split}.parquet")
         write_json(folder / "card.json", card)
     return card
 
@@ -47,10 +48,8 @@ def table_parts(config: Table, seed: int) -> "tuple[dict[str, pd.DataFrame], dic
     read, problems = examples(config, seed)
     skipped = refuse(problems, config.skip_bad_rows, "data")
     columns = ["id", "group", "document", "summary"]
-    parts = {
-        split: pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns).astype(
-            {"summary": object}
-        )
+    parts = {  # of objects: pandas would make plain texts of conversations
+        split: pd.DataFrame([[getattr(row, name) for name in columns] for row in rows], columns=columns, dtype=object)
         for split, rows in read.items()
     }
     return parts, {"source": config.source, "skipped_rows": skipped}

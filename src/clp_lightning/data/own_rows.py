@@ -148,16 +148,15 @@ def _example_of(config: Table) -> Callable[[Row], Example]:
         if config.messages is not None:
             document, reference = transcripts.from_messages(value_of(row, config.messages, "data.messages"))
         elif config.transcript is not None:
-            document, reference = transcripts.split_answer(text_of(row, config.transcript, "data.transcript"))
+            document, reference = transcripts.turns_of(text_of(row, config.transcript, "data.transcript"))
         else:
             assert config.prompt is not None
             values = {name: text_of(row, name, "data.prompt") for name in fields}
-            document = texts.filled(config.prompt, values)
+            document = texts.filled(config.prompt, values).strip()
         if config.reference is not None:
             given = value_of(row, config.reference, "data.reference")
             reference = None if texts.missing(given) else text_of(row, config.reference, "data.reference")
         named = row.split if split is None else str(value_of(row, split, "data.splits.column"))
-        document = document.strip()
         groups = document if group is None else str(value_of(row, group, "data.splits.group"))
         return Example(row.place, "", groups, document, reference, named)
 

@@ -16,7 +16,7 @@ from clp_lightning.data.api_descriptions import content_words
 from clp_lightning.data.check import check_splits
 from clp_lightning.data.own_rows import Pair, refuse
 from clp_lightning.data.own_rows import pairs as read_pairs
-from clp_lightning.data.splits import read_split
+from clp_lightning.data.splits import read_split, write_split
 from clp_lightning.errors import ClpError
 from clp_lightning.files import atomic
 
@@ -55,7 +55,7 @@ def build_pairs(config: Config, name: str, corpus: Path, out: Path) -> dict[str,
     with atomic(out) as folder:
         folder.mkdir()
         for split, frame in parts.items():
-            frame.to_parquet(folder / f"{split}.parquet", index=False)
+            write_split(frame, folder / f"{split}.parquet")
     return {split: len(frame) for split, frame in parts.items()} | left_out
 
 
@@ -75,8 +75,9 @@ def _own(asked: Preferences | Scores, seed: int, where: str) -> tuple[dict[str, 
     read, problems = read_pairs(asked, seed)
     skipped = refuse(problems, asked.skip_bad_rows, where)
     check_splits({split: len(rows) for split, rows in read.items()}, where, asked.limit)
-    parts = {
-        split: pd.DataFrame(rows, columns=list(Pair._fields)).drop(columns="place").assign(kind="preference")
+    columns = list(Pair._fields[1:])
+    parts = {  # of objects: pandas would make plain texts of conversations
+        split: pd.DataFrame([row[1:] for row in rows], columns=columns, dtype=object).assign(kind="preference")
         for split, rows in read.items()
     }
     return parts, {"skipped_rows": sum(skipped.values())} if skipped else {}

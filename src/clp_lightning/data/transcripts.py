@@ -1,7 +1,7 @@
-"""Conversations as text, as Anthropic's hh-rlhf has them: `Human:` and `Assistant:` in turns, an empty line between.
+"""Conversations: messages with their roles, and their text as Anthropic's hh-rlhf has it (`Human:`, `Assistant:`).
 
-A document that is a conversation has this form, so that rewards, tables and pictures read what people read; a chat
-template gets its messages back from it (`to_messages`).
+A document that came as messages, or as a transcript, is a `Conversation`: rewards, tables and pictures read its text, chat
+templates its messages. Any other document is the user's words, whatever it looks like: roles are never read out of a text.
 """
 
 import itertools
@@ -11,10 +11,37 @@ from typing import Any
 
 from clp_lightning.data import texts
 
+Message = Mapping[str, str]  # its role (user, assistant, system) and content
 ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
-NAMES = {role: name for name, role in ROLES.items()} | {"developer": "System"}
-SHAREGPT = {"human": "user", "gpt": "assistant"}  # its messages have `from` and `value` besides
+NAMES = {role: name for name, role in ROLES.items()}
+OTHER_NAMES = {"developer": "system", "human": "user", "gpt": "assistant"}  # ShareGPT's `from` and `value` besides
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant|System): ?")
+_BEGINS = re.compile(r"(^|\n\n)(?=(?:Human|Assistant|System):)")
+
+
+class Conversation(str):
+    """A conversation as its transcript's text, with the messages that it came as.
+
+    A line of a message that begins like a turn has a space before it in the text, so that the text has the messages' turns.
+    """
+
+    messages: list[dict[str, str]]
+
+    def __new__(cls, messages: Sequence[Message]) -> "Conversation":
+        """Join messages, each with a role among user, assistant and system, and a content."""
+        kept = [{"role": each["role"], "content": each["content"].strip()} for each in messages]
+        turns = [NAMES[each["role"]] + ": " + _BEGINS.sub(r"\1 ", each["content"]) for each in kept]
+        self = super().__new__(cls, "\n\n".join(turns).strip())
+        self.messages = kept
+        return self
+
+    def strip(self, chars: str | None = None, /) -> str:
+        """Return itself: there is no space at its ends, and `str.strip` would lose the messages."""
+        return self if chars is None else super().strip(chars)
+
+    def __getnewargs__(self) -> tuple[list[dict[str, str]]]:  # type: ignore[override]  # str's own has the text
+        """Make copies from the messages."""
+        return (self.messages,)
 
 
 def is_transcript(document: str) -> bool:
@@ -23,40 +50,47 @@ def is_transcript(document: str) -> bool:
     return "Human" in turns and _TURN.match(document.strip()) is not None
 
 
+def from_transcript(text: str) -> str:
+    """Return a text that is a transcript as a `Conversation`, any other as it is: only for data known to be transcripts."""
+    if isinstance(text, Conversation) or not is_transcript(text):
+        return text
+    parts = _TURN.split(text.strip())
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return Conversation([{"role": ROLES[name], "content": content} for name, content in turns])
+
+
 def to_messages(document: str) -> list[dict[str, str]]:
-    """Return the messages (role, content) of a transcript; a text without turns is one message of the user."""
-    parts = _TURN.split(document.strip())
-    if len(parts) == 1 or parts[0].strip():
-        return [{"role": "user", "content": document.strip()}]
-    return [{"role": ROLES[name], "content": text.strip()} for name, text in zip(parts[1::2], parts[2::2], strict=True)]
+    """Return the messages (role, content) of a `Conversation`; any other text is one message of the user."""
+    if isinstance(document, Conversation):
+        return [dict(message) for message in document.messages]
+    return [{"role": "user", "content": document.strip()}]
 
 
 def from_messages(messages: Any) -> tuple[str, str | None]:
-    """Return the transcript of chat messages without a last answer of the assistant, and that answer.
+    """Return chat messages without a last answer of the assistant as a `Conversation`, and that answer.
 
-    Raises `ValueError`, with the reason, for what is no conversation or could not be told apart in a transcript.
+    Raises `ValueError`, with the reason, for what is no conversation.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError("expected a list of messages")
-    turns: list[tuple[str, str]] = []
+    turns: list[dict[str, str]] = []
     for number, message in enumerate(messages, 1):
-        role = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
-        role = SHAREGPT.get(str(role), role)
+        given = message.get("role", message.get("from")) if isinstance(message, Mapping) else None
+        role = OTHER_NAMES.get(str(given), str(given))
         if role not in NAMES:
-            raise ValueError(f"message {number} needs a role among {', '.join(NAMES)}, but has {role!r}")
+            raise ValueError(
+                f"message {number} needs a role among {', '.join([*NAMES, 'developer'])}, but has {given!r}"
+            )
         content = content_of(message, number)
-        if NAMES[role] == "System" and texts.missing(content):
+        if role == "system" and texts.missing(content):
             continue  # many datasets have an empty one
-        text = texts.text(content, f"the content of message {number}")
-        if _TURN.search(text):
-            raise ValueError(f"message {number} has a line that begins like a turn (Human:, Assistant: or System:)")
-        turns.append((NAMES[role], text))
+        turns.append({"role": role, "content": texts.text(content, f"the content of message {number}")})
     if not turns:
         raise ValueError("expected a list of messages")
-    answer = turns.pop()[1] if turns[-1][0] == "Assistant" else None
-    if not any(name == "Human" for name, _ in turns):
+    answer = turns.pop()["content"] if turns[-1]["role"] == "assistant" else None
+    if not any(turn["role"] == "user" for turn in turns):
         raise ValueError("there is no message of the user before the answer")
-    return "\n\n".join(f"{name}: {text}" for name, text in turns), answer
+    return Conversation(turns), answer
 
 
 def content_of(message: Mapping[str, Any], number: int) -> Any:
@@ -72,20 +106,37 @@ def content_of(message: Mapping[str, Any], number: int) -> Any:
 
 
 def split_answer(transcript: str) -> tuple[str, str]:
-    """Return what comes before a transcript's last answer, and that answer; raises `ValueError` when there is none."""
+    """Return the `Conversation` before a transcript's last answer, and that answer; raises `ValueError` without one."""
     found = list(_TURN.finditer(transcript.strip()))
     if not found or found[-1][1] != "Assistant" or not any(turn[1] == "Human" for turn in found[:-1]):
         raise ValueError("expected Human and Assistant in turns, the assistant last")
     text = transcript.strip()
-    return text[: found[-1].start()].strip(), text[found[-1].end() :].strip()
+    return from_transcript(text[: found[-1].start()].strip()), text[found[-1].end() :].strip()
+
+
+def turns_of(transcript: str) -> tuple[str, str | None]:
+    """Return a transcript without a last answer as a `Conversation`, and that answer if it has one.
+
+    `Assistant:` at its end asks for one. Raises `ValueError` for what is no transcript.
+    """
+    asked = transcript.strip().removesuffix("Assistant:").rstrip()
+    found = list(_TURN.finditer(asked))
+    if is_transcript(asked) and found[-1][1] == "Human":
+        return from_transcript(asked), None
+    return split_answer(transcript)
 
 
 def prompt_of(value: Any) -> str:
-    """Return a prompt that is a text, or a list of messages as a transcript; raises `ValueError` for what is neither."""
+    """Return a preference pair's prompt: a text, or a `Conversation` of messages or of a transcript.
+
+    Raises `ValueError` for what is neither.
+    """
     if not isinstance(value, list):
-        return texts.text(value, "the prompt")
+        return from_transcript(texts.text(value, "the prompt"))
     document, answer = from_messages(value)
-    return document if answer is None else f"{document}\n\nAssistant: {answer}"
+    if answer is None:
+        return document
+    return Conversation([*to_messages(document), {"role": "assistant", "content": answer}])
 
 
 def answer_of(value: Any, what: str) -> str:

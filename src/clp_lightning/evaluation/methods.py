@@ -95,5 +95,5 @@ def _reference(config: Config, models: Path) -> SteerablePolicy:
 
 
 def _cost(folder: Path, passes: int) -> dict[str, Any]:
-    card = read_json(folder / "clp.json", remedy="run `dvc repro`")
+    card = read_json(folder / "clp.json", remedy="run `dvc repro`", keys={"cost": dict})
     return card["cost"] | {"forward_passes_per_token": passes}

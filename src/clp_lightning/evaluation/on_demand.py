@@ -1,5 +1,6 @@
 """`clp evaluate`: any policy at any weightings, on the test prompts or on a user's own."""
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def evaluate_policy(
     """Return one row per (weighting, prompt) with response, rewards and monitors; columns as in docs/design.md.
 
     `points` [N, K] are the weightings. Without `prompts` those of `split`, test or validation, are taken as in the pipeline.
-    Raises `ClpError` when the policy has other objectives than params.yaml.
+    Raises `ClpError` when the policy has other objectives than params.yaml. Prompts that are cut are noted on stderr.
     """
     from clp_lightning.evaluation.prompts import draw_prompts
     from clp_lightning.evaluation.sweep import Sweep, evaluate
@@ -55,6 +56,8 @@ def evaluate_policy(
         )
     settings = config.evaluation
     chosen = draw_prompts(config, split) if prompts is None else prompts
+    if note := policy.template.check(chosen["document"].tolist()):
+        print(f"clp: warning: {note}", file=sys.stderr)
     rewards = RewardSet.from_config(config, Path("."), paths.NORMALIZATION, references(chosen))
     with tempfile.TemporaryDirectory() as parts:
         sweep = Sweep(

@@ -72,6 +72,7 @@ def evaluate(
     """
     sample(policy, sweep)
     rows = pd.concat([pd.read_parquet(sweep.part(index)) for index in range(len(sweep.points))], ignore_index=True)
+    rows["document"] = rows["prompt_id"].map(sweep.prompts.set_index("id")["document"])  # conversations are such again
     rows.insert(0, "method", method)
     if policy.experts is None:  # of the best of n answers, the bound log n - (n - 1) / n (arXiv 2401.01879)
         rows["monitor:kl"] = np.log(sweep.best_of) - (sweep.best_of - 1) / sweep.best_of
@@ -91,13 +92,13 @@ def _sample(policy: SteerablePolicy, weighting: np.ndarray | None, sweep: Sweep)
         # a prompted policy reads its weighting in the prompt
         tokens = policy.tokenize(batch["document"].tolist(), coefficients)
         responses = policy.rollout(tokens, coefficients, samples=samples, generator=generator)
-        repeated = batch.loc[batch.index.repeat(samples)]
+        repeated = batch.loc[batch.index.repeat(samples)].reset_index(drop=True)
         parts.append(
             pd.DataFrame(
                 {
                     "prompt_id": repeated["id"].to_numpy(),
                     "group": repeated["group" if "group" in repeated else "id"].to_numpy(),
-                    "document": repeated["document"].to_numpy(),
+                    "document": repeated["document"].astype(object),  # as it is: it may be a conversation
                     "reference_summary": repeated["summary"].to_numpy(),
                     "response": policy.decode(responses.ids),
                     "token_ids": [ids[mask].tolist() for ids, mask in zip(responses.ids, responses.mask, strict=True)],

@@ -77,6 +77,7 @@ class Testbed:
         config = LlamaConfig(
             vocab_size=len(self.tokenizer), hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=2,
             num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=False, initializer_range=0.12,
+            eos_token_id=self.tokenizer.eos_token_id,  # Llama's own is a letter here
             attn_implementation="eager",  # type: ignore[call-arg]  # the faster one for heads of 16 and three tokens
         )  # fmt: skip
         model = LlamaForCausalLM(config)

@@ -5,16 +5,18 @@ An export is one weighting as files that transformers or peft load without this 
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors.torch
 import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from clp_lightning.config.data import Layers, Quantization
 from clp_lightning.config.parameters import Generation
-from clp_lightning.errors import ClpError, UsageError, make
+from clp_lightning.config.types import Positive
+from clp_lightning.errors import ClpError, UsageError, make, one_line, plural
 from clp_lightning.files import atomic, check_replaceable, read_json, write_json
 from clp_lightning.paths import CARD, NOTE
 from clp_lightning.policy.loading import load_base
@@ -22,7 +24,57 @@ from clp_lightning.steering.conditioned import LowRankLinear
 from clp_lightning.steering.experts import Experts
 
 FORMATS = ("hf", "peft")
+# Merging happens in place: without these lines it would change an embedding that the output layer is tied to.
+UNTIE = (
+    "head = model.get_output_embeddings()",
+    "head.weight = torch.nn.Parameter(head.weight.detach().clone())",
+    "model.config.tie_word_embeddings = False",
+)
 OLDER = {"chat": False, "end_token": None}  # what cards written before these settings existed mean
+
+
+class Card(BaseModel):
+    """What `clp.json` says about a policy, as far as it is needed to load one; keys with a default came later than the rest."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    objectives: Annotated[list[str], Field(min_length=1)]
+    base_model: str
+    conditioning: Literal["full", "attention", "logits", "blocks", "none"]
+    rank: Positive | Literal["full"]
+    shared: bool
+    scaling: float
+    prompted: bool
+    takes_alpha: bool
+    generation: Annotated[
+        Generation, BeforeValidator(lambda given: OLDER | given if isinstance(given, dict) else given)
+    ]
+    listed: list[list[float]] | None = None
+    layers: Layers | None = None
+    quantization: Quantization | None = None
+
+    @field_validator("listed")
+    @classmethod
+    def _one_share_each(cls, listed: list[list[float]] | None, known: ValidationInfo) -> list[list[float]] | None:
+        width = len(known.data.get("objectives", ()))
+        if any(len(row) != width for row in listed or ()):
+            raise ValueError(f"expected rows of {plural(width, 'share')}, one for each objective")
+        return listed
+
+
+def read_card(folder: Path) -> Card:
+    """Read a policy's card; one that is missing, broken, or lacks a key is a one-line `ClpError` that names file and key."""
+    remedy = f"it is not a model that CLP wrote; {make('repro')} writes models/clp-full"
+    values = read_json(folder / CARD, remedy=remedy, keys={"objectives": list})
+    try:
+        return Card.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # pydantic names the branches of a union too: no key has a hyphen
+        where = ".".join(str(part) for part in first["loc"] if "-" not in str(part))
+        wrong = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+        what = "missing" if first["type"] == "missing" else one_line(f"{wrong}, but found {first['input']!r}")
+        raise ClpError(f"{folder / CARD}: {where}: {what}; run {make('repro')} to write it again") from None
 
 
 def read(
@@ -35,19 +87,17 @@ def read(
     """Load what `write` wrote, and its base, as the arguments of `SteerablePolicy`; `ClpError` when a part is missing."""
     if not folder.is_dir():
         raise ClpError(f"no model folder at {folder}; {make('repro')} writes models/clp-full")
-    card = read_json(folder / CARD, remedy=f"it is not a model that CLP wrote; {make('repro')} writes models/clp-full")
-    # cards written before the setting existed mean None
-    chosen = card.get("quantization") if quantization == "as trained" else quantization
-    base, tokenizer = load_base(folder / card["base_model"], dtype=dtype, device=device, quantization=chosen)
-    listed, layers = card.get("listed"), card.get("layers")
+    card = read_card(folder)
+    chosen = card.quantization if quantization == "as trained" else quantization
+    base, tokenizer = load_base(folder / card.base_model, dtype=dtype, device=device, quantization=chosen)
     experts = Experts(
         base,
-        conditioning=card["conditioning"],
-        experts=len(listed or card["objectives"]),
-        rank=card["rank"],
-        shared=card["shared"],
-        scaling=card["scaling"],
-        layers=Layers.model_validate(layers) if layers else None,
+        conditioning=card.conditioning,
+        experts=len(card.listed or card.objectives),
+        rank=card.rank,
+        shared=card.shared,
+        scaling=card.scaling,
+        layers=card.layers,
     )
     try:
         experts.load_tensors(safetensors.torch.load_file(folder / "experts.safetensors"))
@@ -58,12 +108,12 @@ def read(
     return {
         "model": base,
         "tokenizer": tokenizer,
-        "generation": Generation.model_validate(OLDER | card["generation"]),
-        "objectives": card["objectives"],
+        "generation": card.generation,
+        "objectives": card.objectives,
         "experts": experts.to(base.device),
-        "prompted": card["prompted"],
-        "takes_alpha": card["takes_alpha"],
-        "listed": np.array(listed) if listed else None,
+        "prompted": card.prompted,
+        "takes_alpha": card.takes_alpha,
+        "listed": np.array(card.listed) if card.listed else None,
     }
 
 
@@ -92,8 +142,9 @@ def export(
 ) -> None:
     """Write a plain checkpoint (`hf`) or a PEFT adapter of its base (`peft`) for one row of coefficients [K], atomically.
 
-    `note` goes into `clp_export.json`. `hf` consumes the model: its experts are merged in place. Raises `UsageError` for an
-    unknown format, for full-rank experts as an adapter, and for a folder that holds something else than an export.
+    `note` goes into `clp_export.json`, with the lines (`before_merging`) that untie the base where an adapter is on a tied
+    output layer. `hf` consumes the model: its experts are merged in place. Raises `UsageError` for an unknown format, for
+    full-rank experts as an adapter, and for a folder that holds something else than an export.
     """
     if format not in FORMATS:
         raise UsageError(f"format: expected one of {', '.join(FORMATS)}, but found {format!r}")
@@ -108,6 +159,9 @@ def export(
         else:
             beside.mkdir(parents=True)
             _write_adapter(model, experts, coefficients, beside)
+            model.generation_config.save_pretrained(beside)  # what ends a response
+            if _adapts_tied(model, experts):
+                note = note | {"before_merging": UNTIE}
             tokenizer.save_pretrained(beside)
         write_json(beside / NOTE, {"format": format, **note})
 
@@ -137,6 +191,12 @@ def _write_adapter(model: Any, experts: Experts, coefficients: Tensor, folder: P
     )
     config.save_pretrained(str(folder))
     safetensors.torch.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _adapts_tied(model: Any, experts: Experts) -> bool:
+    """Whether experts are on an output layer that shares its parameters with the embedding."""
+    embedding = model.get_input_embeddings().weight
+    return any(layer.base.weight is embedding for layer in experts.layers.values())
 
 
 def load_dtype(name: str) -> torch.dtype:

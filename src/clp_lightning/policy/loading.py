@@ -1,11 +1,15 @@
 """Loading a transformers folder as the model that is steered, in the precision that suits the hardware."""
 
 import ctypes
+import datetime
 import functools
 import importlib.util
+import inspect
 import logging
 import os
+import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,9 @@ from transformers import (
 from clp_lightning.config.data import Compute, Quantization
 from clp_lightning.errors import ClpError, UsageError, make, plural
 
+# What chat templates take for today, as Llama's do where nobody tells them the date.
+DATE, DATE_FUNCTION = datetime.datetime(2024, 7, 26), "strftime_now"
+DIRECTIVES = ("-d", "-m", "-H", "-I", "-M", "-S", *"aAbBcdDeFfGhHIjmMpRSTuUVwWxXyYzZ")  # of strftime
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -142,8 +149,7 @@ def load_base(
     `dtype` is by default `hardware_dtype`, `device` a GPU where there is one. With `quantization` the linear layers but the
     output layer are quantized while they are loaded; without bitsandbytes that is a `ClpError`.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise ClpError(f"no model folder at {folder}; {make('repro')} writes it")
+    tokenizer = load_tokenizer(folder)
     keep_freed_memory()
     prepare_vector_math()
     device = device or str(chosen_device())
@@ -160,9 +166,6 @@ def load_base(
             quantization_config=_quantization_config(quantization, dtype),
             device_map={"": device},
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
-    if tokenizer.pad_token is None:  # Llama has none; what is padded counts nowhere
-        tokenizer.pad_token = tokenizer.eos_token
     model.eval()
     for module in model.modules():
         # In eval mode, on CPUs with AVX512-bf16, bitsandbytes repacks 4-bit weights for a kernel without gradients, at the
@@ -170,6 +173,50 @@ def load_base(
         if type(module).__name__ == "Linear4bit":
             module.train()
     return model, tokenizer
+
+
+def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model's folder (padding on the left); a missing folder is a `ClpError`."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ClpError(f"no model folder at {folder}; {make('repro')} writes it")
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, padding_side="left")
+    if tokenizer.pad_token is None:  # Llama has none; what is padded counts nowhere
+        tokenizer.pad_token = tokenizer.eos_token
+    fix_date(tokenizer)
+    return tokenizer
+
+
+def fix_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the tokenizer's chat templates take `DATE` for today, so that a prompt is the same on another day.
+
+    Templates get plain data only, hence `strftime_now` is defined in the template itself, over that of transformers. It goes
+    where the tokenizer is saved: an exported model is asked as it was trained.
+    """
+    replaced = "".join(f".replace('%{each}', '{DATE.strftime(f'%{each}')}')" for each in DIRECTIVES)
+    # transformers' own settings swallow the line's end
+    function = f"{{%- macro {DATE_FUNCTION}(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}\n"
+
+    def fixed(template: str) -> str:
+        return template if DATE_FUNCTION not in template or template.startswith(function) else function + template
+
+    given = tokenizer.chat_template
+    if isinstance(given, str):
+        tokenizer.chat_template = fixed(given)
+    elif given:
+        tokenizer.chat_template = {name: fixed(template) for name, template in given.items()}
+
+
+def check_variables(tokenizer: PreTrainedTokenizerBase, names: Iterable[str]) -> None:
+    """Raise `UsageError` for names in `generation.chat_template_kwargs` that a chat template does not read or may not be told."""
+    kept = {"messages", DATE_FUNCTION, *inspect.signature(tokenizer.apply_chat_template).parameters}
+    for name in names:
+        if name in kept:
+            raise UsageError(f"generation.chat_template_kwargs.{name}: this is set by CLP Lightning; leave it out")
+        if not re.search(rf"\b{re.escape(name)}\b", tokenizer.get_chat_template()):
+            raise UsageError(
+                f"generation.chat_template_kwargs.{name}: this model's chat template reads no such name; correct it, or leave "
+                "it out"
+            )
 
 
 def _quantization_config(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -72,7 +72,14 @@ def _difference(model: Any) -> float:
     scored, _ = response_log_probs(model, nothing, prompts, ids, mask, samples=SAMPLES)
     written = stacked(
         sampling_steps(
-            model, nothing, prompts, torch.zeros(len(answers), 4), samples=SAMPLES, end_id=-1, pad_id=0, temperature=0.0
+            model,
+            nothing,
+            prompts,
+            torch.zeros(len(answers), 4),
+            samples=SAMPLES,
+            end_ids=(),
+            pad_id=0,
+            temperature=0.0,
         )
     )
     worst = 0.0

@@ -5,7 +5,7 @@ runs once and its keys and values (an encoder-decoder's encoder states) are expa
 Shapes: G groups, S samples each, B = G * S rows in group order, P prompt tokens (left-padded), T response tokens, H hidden.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ class Prompts(NamedTuple):
 
 
 class Responses(NamedTuple):
-    """Sampled responses, padded on the right; the end-of-text token belongs to the response."""
+    """Sampled responses, padded on the right; the token that ends a response belongs to it."""
 
     ids: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool, True = counts
@@ -114,27 +114,30 @@ def sampling_steps(
     uniform: Tensor,
     *,
     samples: int,
-    end_id: int,
+    end_ids: Collection[int],
     pad_id: int,
     temperature: float,
+    top_p: float = 1.0,
     shares: Tensor | None = None,
 ) -> Iterator[Step]:
     """Sample S responses per prompt of at most T tokens from the random numbers `uniform` [B, T], a token at a time.
 
-    Temperature 0 is greedy. With `shares` [M, G] the next token is drawn from the normalized product of M policies, each to
-    the power of its share; see `repeated` for what `prompts` and `steer` then are.
+    A response ends with any of `end_ids`; without any, all have T tokens. Temperature 0 is greedy, `top_p` is `nucleus`. With
+    `shares` [M, G] the next token is drawn from the normalized product of M policies, each to the power of its share; see
+    `repeated` for what `prompts` and `steer` then are.
 
     Two policies that sample with the same numbers are paired: where their distributions agree, so do their tokens.
-    Log-probabilities are those of the policy itself (temperature 1), whatever the sampling temperature.
+    Log-probabilities are those of the policy itself (temperature 1, all tokens), whatever the sampling.
     """
     prefix = Prefix(model, prompts, steer, samples=samples)
     hidden, tokens, members = prefix.last, uniform.shape[1], 1 if shares is None else len(shares)
     alive = torch.ones(len(uniform), dtype=torch.bool, device=hidden.device)
+    ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=hidden.device)
     for step in range(tokens):
         scores = _mixed(prefix.logits(hidden), shares, samples)
-        token = scores.argmax(-1) if temperature == 0 else draw(scores / temperature, uniform[:, step, None])
+        token = scores.argmax(-1) if temperature == 0 else _sampled(scores, uniform[:, step, None], temperature, top_p)
         token, mask = token.where(alive, torch.full_like(token, pad_id)), alive
-        alive = alive & (token != end_id)
+        alive = alive & (token[:, None] != ends).all(-1)
         yield Step(token, mask, scores.gather(-1, token[:, None]).squeeze(-1) * mask)
         if step == tokens - 1 or not alive.any():
             break
@@ -193,6 +196,24 @@ def _mixed(logits: Tensor, shares: Tensor | None, samples: int, mask: Tensor | N
     # a share of 0 leaves a policy out, also where it forbids a token: 0 * -inf would be NaN
     weighted = torch.where(of_rows[..., None] == 0, 0.0, each * of_rows[..., None].to(each.dtype))
     return functional.log_softmax(weighted.sum(0), dim=-1)
+
+
+def _sampled(scores: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+    scores = scores / temperature
+    return draw(scores if top_p >= 1 else nucleus(scores, torch.full_like(uniform, top_p)), uniform)
+
+
+def nucleus(scores: Tensor, top_p: Tensor) -> Tensor:
+    """Return unnormalized log-probabilities [B, V] with -inf outside the nucleus (Holtzman et al., 2020, top-p sampling).
+
+    That is the fewest tokens, the most probable first, of probability `top_p` (float64 [B, 1], 0..1) together; one at least.
+    Rows with 1 stay as they are.
+    """
+    ordered, tokens = scores.sort(-1)  # in the direction of transformers' TopPLogitsWarper, so that sums round alike
+    outside = ordered.softmax(-1).cumsum(-1) <= (1 - top_p).to(scores.dtype)
+    outside[:, -1] = False
+    outside = torch.empty_like(outside).scatter(-1, tokens, outside)
+    return scores.masked_fill(outside & (top_p < 1), -torch.inf)
 
 
 def draw(scores: Tensor, uniform: Tensor) -> Tensor:

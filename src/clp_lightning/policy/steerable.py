@@ -10,11 +10,12 @@ from torch import Tensor
 
 from clp_lightning import weightings as simplex
 from clp_lightning.config.data import Quantization
+from clp_lightning.data.transcripts import Message
 from clp_lightning.errors import UsageError
 from clp_lightning.policy import folder as policy_files
 from clp_lightning.policy.folder import export
 from clp_lightning.policy.loading import answering_dtype
-from clp_lightning.policy.tokens import TokenPolicy
+from clp_lightning.policy.tokens import TokenPolicy, check_sampling, cut
 from clp_lightning.steering.layers import quantization_of
 from clp_lightning.steering.mixing import Mixture
 
@@ -108,6 +109,7 @@ class SteerablePolicy(TokenPolicy):
             "coefficients": row,
             "template": self.generation.template,
             "chat": self.generation.chat,
+            "chat_template_kwargs": self.generation.chat_template_kwargs,
             "prompt_begins_with": self.template.written(row) if self.prompted else "",
             "quantization": quantization_of(self.model),
         }
@@ -121,44 +123,57 @@ class SteerablePolicy(TokenPolicy):
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[Message]],
         weightings: Weighting | Sequence[Weighting] | np.ndarray | None,
         *,
         alphas: float | Sequence[float] | np.ndarray | None = None,
         temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] = (),
+        samples: int = 1,
         seed: int = 0,
         batch_size: int = 32,
         max_new_tokens: int | None = None,
     ) -> list[str]:
-        """Generate one response per prompt, each row with its own weighting.
+        """Generate `samples` responses per prompt, each row with its own weighting, as N * samples texts in the prompts' order.
 
         `weightings`: one dict for all, one per prompt, float [N, K], or None for the reference policy. `alphas`: KL
-        strengths (0..1), for a policy that takes them. Temperature 0 is greedy. Raises `UsageError` for bad weightings or
-        an empty prompt.
+        strengths (0..1), for a policy that takes them. Temperature 0 is greedy; `top_p` (0..1) samples from the most probable
+        tokens of that probability together, 1 from all. A response ends before the first of the `stop` strings. `batch_size`
+        counts responses and changes none. Raises `UsageError` for bad weightings, settings or an empty prompt.
         """
         if not prompts:
             raise UsageError("no prompts; give at least one text")
+        if samples < 1:
+            raise UsageError(f"samples: expected at least 1, but found {samples}")
+        stop = [stop] if isinstance(stop, str) else stop
+        check_sampling(top_p, stop)
+        if self.generation.long_prompts == "refuse":
+            self.template.check(prompts)  # before the first is answered, and with its number among all
         coefficients = self.coefficients(weightings, len(prompts), alphas)
         generator = torch.Generator().manual_seed(seed)
         texts: list[str] = []
-        for start in range(0, len(prompts), batch_size):
-            rows = slice(start, start + batch_size)
+        groups = max(1, batch_size // samples)
+        for start in range(0, len(prompts), groups):
+            rows = slice(start, start + groups)
             part = None if coefficients is None else coefficients[rows]
             responses = self.rollout(
                 self.tokenize(prompts[rows], part),
                 part,
-                samples=1,
+                samples=samples,
                 temperature=temperature,
+                top_p=top_p,
                 generator=generator,
                 max_new_tokens=max_new_tokens,
             )
-            texts += self.decode(responses.ids)
+            ids = responses.ids
+            texts += [cut(self.text(row), stop)[0] for row in ids.tolist()] if stop else self.decode(ids)
         return texts
 
     @torch.no_grad()
     def log_probs(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[Message]],
         responses: Sequence[str],
         weightings: Weighting | Sequence[Weighting] | np.ndarray | None,
         *,

@@ -45,6 +45,9 @@ def examine(params: Path) -> Iterator[Finding]:
     for name, check in checks.items():
         try:
             yield check()
+        except ClpError as error:
+            wrong, _, remedy = str(error).rpartition("; ")
+            yield Finding(name, "problem", wrong, remedy)
         except Exception as error:  # a doctor that dies helps nobody
             yield Finding(name, "problem", f"{type(error).__name__}: {error}", "report this with the line above")
 
@@ -150,7 +153,7 @@ def _models() -> Finding:
         remedy = f"{make('repro')} trains them, {make('pull')} fetches those of a remote"
         return Finding("models", "note", "none yet", remedy)
     for card in cards:
-        base = card.parent / read_json(card, remedy="run `dvc repro`")["base_model"]
+        base = card.parent / read_json(card, remedy="run `dvc repro`", keys={"base_model": str})["base_model"]
         for file in (card.parent / "experts.safetensors", base / "config.json"):
             if not file.is_file():
                 return Finding(

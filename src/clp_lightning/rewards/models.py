@@ -10,7 +10,7 @@ import numpy as np
 
 from clp_lightning.config.rewards import MAX_TOKENS
 from clp_lightning.config.sources import resolve
-from clp_lightning.data.transcripts import is_transcript, to_messages
+from clp_lightning.data.transcripts import Conversation, to_messages
 from clp_lightning.errors import ClpError, one_line
 
 LONGEST = 512  # tokens, where a tokenizer does not know its limit
@@ -91,13 +91,14 @@ class Learned:
         if self._loaded is None:
             from transformers import AutoModelForSequenceClassification
 
-            from clp_lightning.policy.loading import chosen_device
+            from clp_lightning.policy.loading import chosen_device, fix_date
             from clp_lightning.rewards.batches import Batches, places
 
             model, tokenizer = _load(
                 AutoModelForSequenceClassification, self.model, self.root, allow_pickle=self.allow_pickle
             )
             self.index = _logit(self.model, self.index, model.config)
+            fix_date(tokenizer)
             if self.template == "chat" and not tokenizer.chat_template:
                 raise ClpError(f"the tokenizer of {self.model} has no chat template; set template to pair or to a text")
             tokenizer.truncation_side = "right" if self.template == "pair" else "left"  # the response is at the end
@@ -199,7 +200,7 @@ def fitting(tokenizer: Any, documents: Sequence[str], responses: Sequence[str], 
         return document[inside[first(inside)] :]
 
     pairs = zip(documents, responses, strict=True)
-    return [end(*pair) if is_transcript(pair[0]) else pair[0] for pair in pairs]
+    return [end(*pair) if isinstance(pair[0], Conversation) else pair[0] for pair in pairs]
 
 
 def set_padding(model: Any, tokenizer: Any) -> None:
@@ -212,7 +213,7 @@ def set_padding(model: Any, tokenizer: Any) -> None:
 
 def _turns(document: str, response: str) -> list[dict[str, str]]:
     """Return the messages of a document and the response to it."""
-    turns = to_messages(document) if is_transcript(document) else [{"role": "user", "content": document}]
+    turns = to_messages(document) if isinstance(document, Conversation) else [{"role": "user", "content": document}]
     if turns[-1] == {"role": "assistant", "content": ""}:  # `Assistant:` at the end waits for the response
         turns.pop()
     return [*turns, {"role": "assistant", "content": response}]

@@ -1,27 +1,62 @@
-"""The bodies of `clp serve`: what a request may say, and the shape of every answer, as /openapi.json tells them."""
+"""The bodies of `clp serve`: what a request may say, and what the server tells of itself, as /openapi.json has them."""
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-Text = Annotated[str, Field(min_length=1)]
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 
 class Limits(NamedTuple):
-    """What one request may ask for: bytes of its body, prompts in it, seconds until its answer must be complete."""
+    """What one request may ask for: bytes of its body, answers to write, seconds until they must be complete."""
 
     body: int = 1_000_000
-    prompts: int = 32
+    answers: int = 32
     seconds: float = 120.0
 
 
-One = Annotated[float, Field(ge=1, le=1)]
+def _integral(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 and 5e0 are the integer 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _joined(content: Any) -> Any:
+    """Return the texts of a message's parts, one after the other."""
+    if not isinstance(content, list):
+        return content
+    for number, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "part", "part {number} is no text; only parts like {example} are read",
+                {"number": number, "example": '{"type": "text", "text": "Hi"}'},
+            )  # fmt: skip
+    return "".join(part["text"] for part in content)
+
+
+Text = Annotated[str, Field(min_length=1)]
+Integer = Annotated[int, BeforeValidator(_integral, json_schema_input_type=int)]
+Tokens = Annotated[list[Annotated[Integer, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+# a body of 1 MB that is wrong everywhere has one error, not a million
+Prompts = (
+    Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+    | Annotated[list[Tokens], Field(min_length=1, fail_fast=True)]
+)
+Most = Annotated[Integer, Field(ge=1)]  # of tokens; what is more than the policy's own limit is cut to it
 Zero = Annotated[float, Field(ge=0, le=0)]
 
 
 class StreamOptions(BaseModel):
     """What a stream tells besides: with `include_usage` its last event has the numbers of tokens."""
 
+    model_config = ConfigDict(strict=True)
     include_usage: bool = False
 
 
@@ -31,116 +66,120 @@ class Steered(BaseModel):
     Keys that OpenAI's clients send at values that change nothing are taken, and so is null for every key.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
     model: Text
     weighting: dict[str, float] | Literal["reference"] | None = (
         None  # shares of the objectives; "reference": no steering
     )
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None  # KL strength, for a policy that takes one
-    max_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    max_tokens: Most | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0  # draw among the most probable tokens of this probability
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0
+    n: Annotated[Integer, Field(ge=1, le=128)] = 1  # answers to each prompt: those of the seeds seed, seed + 1, ...
     stop: Text | Annotated[list[Text], Field(max_length=4)] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] = 1
     user: str | None = None
-    top_p: One = 1.0
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     presence_penalty: Zero = 0.0
     frequency_penalty: Zero = 0.0
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    logprobs: Literal[False] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
+    service_tier: Literal["auto", "default"] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_nothing(cls, values: Any) -> Any:
-        return (
-            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
-        )
+        if not isinstance(values, dict):
+            return values
+        said = {key: value for key, value in values.items() if value is not None}
+        return said if said.get("logprobs") is not False else {**said, "logprobs": None}
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many of the most probable tokens are told beside each that was drawn, None for no log-probabilities."""
+        return None
 
 
 class Completion(Steered):
-    """Body of /v1/completions."""
+    """Body of /v1/completions; `prompt` is a text or its tokens, or a list of either."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)]
-    best_of: Literal[1] = 1
+    prompt: Text | Tokens | Prompts
+    best_of: Integer | None = None
     echo: Literal[False] = False
+    suffix: Literal[""] = ""
+    logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        """The body's `logprobs`."""
+        return self.logprobs
+
+    @field_validator("best_of")
+    @classmethod
+    def _all_are_given_back(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and value != info.data.get("n", value):
+            raise PydanticCustomError("best_of", "{value} answers, but n is {n}; leave it out: all that are written are sent",
+                                      {"value": value, "n": info.data["n"]})  # fmt: skip
+        return value
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
+    """One turn of a conversation; a system turn may be empty, as clients with an empty field for it send."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "user", "assistant", "developer"]
-    content: Text
+    content: Annotated[str, BeforeValidator(_joined, json_schema_input_type=str | list[dict[str, str]])]
     name: str | None = None  # of who speaks; nothing reads it
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("role") not in ("system", "developer"):
+            raise PydanticCustomError("string_too_short", "String should have at least 1 character")
+        if re.search("[\ud800-\udfff]", value):
+            raise PydanticCustomError("string_unicode", "it holds half a character (a lone surrogate)")
+        return value
+
+
+class TextFormat(BaseModel):
+    """The only form of an answer."""
+
+    type: Literal["text"]
 
 
 class Chat(Steered):
     """Body of /v1/chat/completions; `max_completion_tokens` is OpenAI's newer name of `max_tokens`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    max_completion_tokens: Most | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] = 0
+    response_format: TextFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
 
+    @property
+    def alternatives(self) -> int | None:
+        """The body's `top_logprobs`, where it has `logprobs`."""
+        return self.top_logprobs if self.logprobs else None
 
-class Usage(BaseModel):
-    """Numbers of tokens."""
+    @field_validator("top_logprobs")
+    @classmethod
+    def _of_what_is_told(cls, value: int, info: ValidationInfo) -> int:
+        if value and not info.data.get("logprobs", True):
+            raise PydanticCustomError("top_logprobs", "nothing is told without logprobs; set that to true, too")
+        return value
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class Choice(BaseModel):
-    """What both kinds of answer say of one text; nothing reports log-probabilities."""
-
-    index: int
-    finish_reason: Literal["stop", "length"]
-    logprobs: None
-
-
-class Written(Choice):
-    """One text of /v1/completions."""
-
-    text: str
-
-
-class Reply(BaseModel):
-    """The policy's turn of a conversation."""
-
-    role: Literal["assistant"]
-    content: str
-
-
-class Said(Choice):
-    """One turn of /v1/chat/completions."""
-
-    message: Reply
-
-
-class Whole(BaseModel):
-    """What both kinds of answer have in common."""
-
-    id: str
-    created: int
-    model: str
-    usage: Usage
-
-
-class Completed(Whole):
-    """Answer of /v1/completions."""
-
-    object: Literal["text_completion"]
-    choices: list[Written]
-
-
-class Chatted(Whole):
-    """Answer of /v1/chat/completions."""
-
-    object: Literal["chat.completion"]
-    choices: list[Said]
+    @field_validator("messages")
+    @classmethod
+    def _empty_system_turns_say_nothing(cls, messages: list[Message]) -> list[Message]:
+        return [message for message in messages if message.content.strip() or message.role in ("user", "assistant")]
 
 
 class Card(BaseModel):
@@ -164,47 +203,8 @@ class Cards(BaseModel):
 
 
 class Health(BaseModel):
-    """Answer of /health: how many answers are being written, and how many wait."""
+    """Answer of /health while requests are answered: how many answers are being written, and how many wait."""
 
     status: Literal["ok"] = "ok"
     running: int
     waiting: int
-
-
-class Problem(BaseModel):
-    """Why a request was refused, in a sentence."""
-
-    message: str
-    type: Literal["invalid_request_error", "server_error"]
-    param: None = None
-    code: str | None = None
-
-
-class Failure(BaseModel):
-    """Body of every refusal, as OpenAI's clients read it."""
-
-    error: Problem
-
-
-REASONS = {
-    400: "The body says something that cannot be answered; the message names the key.",
-    401: "The server's token is missing or wrong.",
-    404: "Another model is served here.",
-    408: "The answer took longer than the server waits.",
-    411: "The body's length is missing.",
-    413: "The body is too large.",
-    429: "Too many answers wait, or the server is shutting down.",
-    500: "The answer failed.",
-}
-
-
-def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the refusals of these statuses as FastAPI declares them."""
-    return {status: {"model": Failure, "description": REASONS[status]} for status in statuses}
-
-
-def answer(model: type[Whole]) -> dict[int | str, dict[str, Any]]:
-    """Return everything that a request for an answer may get: the whole of it, a stream of its parts, or a refusal."""
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
-    description = "The answer; with `stream`, server-sent events that add to it."
-    return {200: {"model": model, "content": stream, "description": description}, **failures(*REASONS)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from clp_lightning.errors import ClpError, UsageError
+from clp_lightning.errors import ClpError, UsageError, one_line, plural
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.serving.batch import Batch, Request
 
@@ -16,6 +16,10 @@ TOKENS_BETWEEN = 2  # that rows write before more prompts are read, with half of
 
 class BusyError(ClpError):
     """The queue is full; the caller should come back later."""
+
+
+class DeadError(ClpError):
+    """The thread that writes has ended by an error; nothing is answered any more."""
 
 
 class Engine:
@@ -30,7 +34,10 @@ class Engine:
         self.policy, self.rows = policy, rows
         self.batch = Batch(policy)
         self._queue: queue.Queue[Request | None] = queue.Queue(waiting)
+        self._taken: list[Request] = []  # from the queue, and not yet in the batch
+        self._lock = threading.Lock()  # nothing is queued behind the back of a thread that ends
         self._closing = threading.Event()
+        self._failure = ""  # what the thread died of
         self._tokens_since = 0  # tokens of each row since prompts were read
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -40,10 +47,18 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         """Finish what was asked for, then stop."""
-        self._closing.set()
+        with self._lock:
+            self._closing.set()
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(None)  # wakes a thread that waits
         self._thread.join()
+        with contextlib.suppress(queue.Empty):
+            self._queue.get_nowait()  # it had ended before
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs, so that what is submitted will be answered."""
+        return self._thread.is_alive() and not self._failure
 
     @property
     def running(self) -> int:
@@ -56,37 +71,65 @@ class Engine:
         return self._queue.qsize()
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue all of the requests, or raise `BusyError` and none."""
-        if self._closing.is_set():
-            raise BusyError("the server is shutting down")
-        if self._queue.qsize() + len(requests) > self._queue.maxsize:
-            raise BusyError(f"{self._queue.maxsize} requests wait already; try again later")
-        for each in requests:
-            try:
+        """Queue all of the requests or none: raises `BusyError` when too many wait, `DeadError` when none would be answered."""
+        with self._lock:
+            if self._failure:
+                raise DeadError(f"nothing is answered any more ({self._failure}); start the server again")
+            if self._closing.is_set():
+                raise BusyError("the server is shutting down")
+            if self._queue.qsize() + len(requests) > (most := self._queue.maxsize):
+                waits = "waits" if most == 1 else "wait"
+                raise BusyError(f"{plural(most, 'request')} {waits} already; try again later")
+            for each in requests:
                 self._queue.put_nowait(each)
-            except queue.Full:
-                for other in requests:
-                    other.cancelled = True
-                raise BusyError(f"{self._queue.maxsize} requests wait already; try again later") from None
 
-    @torch.no_grad()
     def _run(self) -> None:
         assert self.policy.experts is not None
-        with self.policy.experts.frozen():
-            while self.batch.requests or not (self._closing.is_set() and self._queue.empty()):
-                admitted = self._next()
-                try:
-                    if admitted:
-                        self.batch.admit(admitted)
-                        self._tokens_since = 0
-                    if self.batch.requests:
-                        self.batch.step()
-                        self._tokens_since += 1
-                except Exception as error:  # one bad batch must not end the server
-                    for each in {id(r): r for r in [*self.batch.requests, *admitted]}.values():
-                        each.text, each.finish = f"{type(error).__name__}: {error}", "error"
-                        each.deliver(each)
-                    self.batch = Batch(self.policy)
+        try:
+            with torch.no_grad(), self.policy.experts.frozen():
+                while self.batch.requests or not (self._closing.is_set() and self._queue.empty()):
+                    self._turn()
+        except BaseException as error:  # nobody is left to answer, and who waits must not wait for ever
+            self._die(error)
+
+    def _turn(self) -> None:
+        """Read the prompts that there is room for, and write a token of every row."""
+        self._taken = self._next()
+        if self._taken:
+            self._admit(self._taken)
+            self._taken, self._tokens_since = [], 0
+        if not self.batch.requests:
+            return
+        try:
+            self.batch.step()
+            self._tokens_since += 1
+        except Exception as error:  # one bad batch must not end the server
+            failed, self.batch = self.batch.requests, Batch(self.policy)
+            for each in failed:
+                each.fail(error)
+
+    def _admit(self, requests: Sequence[Request]) -> None:
+        """Let requests join the batch; where that fails, one at a time, so that only what cannot be read fails."""
+        try:
+            self.batch.admit(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].fail(error)
+                return
+            for each in requests:
+                self._admit([each])
+
+    def _die(self, error: BaseException) -> None:
+        """Fail all that is being written or waits, and take nothing any more."""
+        with self._lock:
+            self._failure = one_line(f"{type(error).__name__}: {error}")
+            left: list[Request | None] = [*self.batch.requests, *self._taken]
+            while not self._queue.empty():
+                left.append(self._queue.get_nowait())
+        for each in left:
+            if each is not None:
+                with contextlib.suppress(BaseException):  # what ends one must not keep the others waiting
+                    each.fail(error)
 
     def _next(self) -> list[Request]:
         """Take what waits, as far as there is room; with nothing to write, wait for it.

@@ -1,15 +1,17 @@
 """One steerable policy beside its rewards, for a person who tries it: answers while they are written, then their rewards."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from clp_lightning.config.parameters import Config
+from clp_lightning.data.transcripts import from_transcript
 from clp_lightning.errors import ClpError, make
 from clp_lightning.paths import MODELS
+from clp_lightning.serving.detokenize import Detokenizer
 
 
 class Setting(NamedTuple):
@@ -23,10 +25,11 @@ class Playground:
     """A policy and the rewards that it was trained for; one request at a time, others wait.
 
     Built by `load`; `policy` is a `SteerablePolicy`, `rewards` a `RewardSet` with the normalization of the run that is shown.
+    `read` makes a document of a text: of a run of conversations the text is a transcript.
     """
 
-    def __init__(self, policy: Any, rewards: Any) -> None:
-        self.policy, self.rewards = policy, rewards
+    def __init__(self, policy: Any, rewards: Any, read: Callable[[str], str] = str) -> None:
+        self.policy, self.rewards, self.read = policy, rewards, read
         self._lock = threading.Lock()
 
     @classmethod
@@ -57,16 +60,19 @@ class Playground:
                 f"the run that the models were made with, or run {make('repro')}"
             )
         rewards = RewardSet.from_config(config, root, None)
-        return cls(policy, RewardSet(rewards.rewards, {"objectives": normalization}))
+        converses = config.data.kind == "table" and config.data.prompt is None
+        return cls(
+            policy, RewardSet(rewards.rewards, {"objectives": normalization}), from_transcript if converses else str
+        )
 
     def left_out(self, text: str) -> int:
         """Return how many tokens at the text's end (a conversation's start) the policy does not read, for want of room."""
-        return int(self.policy.template.left_out(text))
+        return int(self.policy.template.left_out(self.read(text)))
 
     def write(
         self, text: str, settings: Sequence[Setting], *, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[list[str]]:
-        """Yield the answers of all settings after each further token; the last are complete.
+        """Yield the answers of all settings after each further token, and complete at last.
 
         Temperature 0 is greedy. All settings sample with the same random numbers. Raises `UsageError` for an empty text.
         """
@@ -85,7 +91,7 @@ class Playground:
     def score(self, text: str, answers: Sequence[str]) -> np.ndarray:
         """Return the standardized rewards [N, K] of answers to one text."""
         with self._lock:
-            return np.asarray(self.rewards([text] * len(answers), answers))
+            return np.asarray(self.rewards([self.read(text)] * len(answers), answers))
 
     def _writer(self, text: str, setting: Setting, temperature: float, seed: int) -> Iterator[str]:
         import torch
@@ -93,13 +99,15 @@ class Playground:
         policy = self.policy
         weighting = None if setting.weighting is None else np.asarray(setting.weighting, dtype=np.float64)[None]
         coefficients = policy.coefficients(weighting, 1, setting.alpha if weighting is not None else None)
-        prompts = policy.tokenize([text], coefficients)
+        prompts = policy.tokenize([self.read(text)], coefficients)
         generator = torch.Generator().manual_seed(seed)
         uniform = policy.random_numbers(1, generator)
-        tokens = []
+        tokens: list[int] = []
+        so_far = Detokenizer(policy.text)
         for step in policy.steps(prompts, coefficients, uniform, samples=1, temperature=temperature):
-            tokens.append(step.ids)
-            yield policy.decode(torch.stack(tokens, 1))[0]
+            tokens.append(int(step.ids[0]))
+            yield so_far(tokens).strip()
+        yield policy.decode(torch.tensor([tokens]))[0]
 
 
 def policies(root: Path) -> dict[str, Path]:

@@ -1,48 +1,43 @@
 """The OpenAI-compatible HTTP interface of `clp serve`: completions and chat, each request with its own trade-off."""
 
 import hmac
-import re
 import time
-from typing import Any, Literal
+from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response, Security
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
-from clp_lightning.errors import UsageError
-from clp_lightning.serving import engine as serving
-from clp_lightning.serving.answers import CHAT, COMPLETIONS, Refused, Service, asked
-from clp_lightning.serving.bodies import (
-    Card,
-    Cards,
-    Chat,
-    Chatted,
-    Completed,
-    Completion,
-    Failure,
-    Health,
-    Problem,
-    Steered,
-    answer,
-    failures,
-)
+from clp_lightning.serving.answers import CUT, Service, asked
+from clp_lightning.serving.bodies import Card, Cards, Chat, Completion, Health, Steered
+from clp_lightning.serving.refusals import Refused, explain, failures, refusal
+from clp_lightning.serving.replies import CHAT, COMPLETIONS, Chatted, Completed, answer
 
 PATHS = ("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
-LONGEST_MESSAGE = 1000  # characters; a reason may quote what was sent
 
 
-def application(service: Service, token: str | None) -> FastAPI:
-    """Return the HTTP application; with `token` every path but /health asks for it."""
+def application(
+    service: Service, token: str | None, *, origins: Collection[str] = (), hosts: Collection[str] = ()
+) -> FastAPI:
+    """Return the HTTP application; with `token` every path but /health asks for it.
+
+    Pages of `origins` ("*": any) may use it from a browser. With `hosts` a request must be to one of these names.
+    """
     guarded = [Security(HTTPBearer(auto_error=False))] if token else []  # says so in /openapi.json; `Guard` asks
     app = FastAPI(title="CLP Lightning", description=__doc__, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, service=service, token=token)
-    _explain(app)
+    app.add_middleware(Guard, service=service, token=token, hosts=hosts)
+    if origins:  # the last one added comes first: a browser asks without the token whether it may ask
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=[CUT], allow_private_network=True,
+        )  # fmt: skip
+    explain(app)
 
     def card() -> Card:
         policy, generation = service.engine.policy, service.engine.policy.generation
@@ -54,8 +49,9 @@ def application(service: Service, token: str | None) -> FastAPI:
             max_prompt_tokens=generation.max_prompt_tokens,
         )
 
-    @app.get("/health")
+    @app.get("/health", responses=failures(503))
     async def health() -> Health:
+        service.check_alive()
         return Health(running=service.engine.running, waiting=service.engine.queued)
 
     @app.get("/metrics", response_class=PlainTextResponse, responses=failures(401), dependencies=guarded)
@@ -74,8 +70,7 @@ def application(service: Service, token: str | None) -> FastAPI:
 
     @app.post("/v1/completions", responses=answer(Completed), dependencies=guarded)
     async def completions(body: Completion, request: Request) -> Response:
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        answers = service.submit(prompts, body, body.max_tokens)
+        answers = service.submit(service.texts(body.prompt), body, body.max_tokens)
         return await service.respond(answers, COMPLETIONS, request, stream=body.stream, usage=_usage(body))
 
     @app.post("/v1/chat/completions", responses=answer(Chatted), dependencies=guarded)
@@ -96,8 +91,8 @@ def application(service: Service, token: str | None) -> FastAPI:
 class Guard:
     """Refuses strangers and bodies that are too large before anything is read, and counts what is answered."""
 
-    def __init__(self, app: ASGIApp, service: Service, token: str | None) -> None:
-        self.app, self.service = app, service
+    def __init__(self, app: ASGIApp, service: Service, token: str | None, hosts: Collection[str] = ()) -> None:
+        self.app, self.service, self.hosts = app, service, hosts
         self.secret = f"Bearer {token}".encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,57 +118,28 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers, most = Headers(scope=scope), self.service.limits.body
+        if self.hosts and _name(headers.get("host", "")) not in self.hosts:
+            return refusal(
+                400, "Host: this server is not asked by this name; `clp serve --allow-host NAME` allows another"
+            )
         given = headers.get("authorization", "").encode()
         if self.secret and scope["path"] != "/health" and not hmac.compare_digest(given, self.secret):
-            return _error(401, "give the server's token: Authorization: Bearer TOKEN", "invalid_api_key")
+            return refusal(401, "give the server's token: Authorization: Bearer TOKEN", "invalid_api_key")
         length = headers.get("content-length", "0" if scope["method"] == "GET" else "")
         if scope["method"] == "POST" and not length.isdecimal():
-            return _error(411, "give the length of the body: Content-Length")
+            return refusal(411, "give the length of the body: Content-Length")
         if length.isdecimal() and (len(length) > 12 or int(length) > most):
-            return _error(413, f"the body has {length[:20]} bytes, at most {most} are read")
+            return refusal(413, f"the body has {length[:20]} bytes, at most {most} are read")
         return None
 
 
-def _explain(app: FastAPI) -> None:
-    """Answer every error with its status and a sentence in OpenAI's shape."""
-
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        return _error(error.status, error.message, error.code)
-
-    @app.exception_handler(UsageError)
-    async def misused(_: Request, error: UsageError) -> JSONResponse:
-        return _error(400, str(error))
-
-    @app.exception_handler(serving.BusyError)
-    async def busy(_: Request, error: serving.BusyError) -> JSONResponse:
-        return _error(429, str(error), "busy")
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first: dict[str, Any] = error.errors()[0]
-        # pydantic names the branches of a union too: no key of the body has such a name
-        parts = [str(part) for part in first["loc"] if part != "body" and not re.search(r"[\[-]", str(part))]
-        where = ".".join(parts) or "body"
-        return _error(400, f"{where}: {first['msg']}")
-
-    @app.exception_handler(HTTPException)
-    async def other(_: Request, error: HTTPException) -> JSONResponse:
-        response = _error(error.status_code, str(error.detail))
-        response.headers.update(error.headers or {})  # e.g. which methods a path allows
-        return response
+def _name(host: str) -> str:
+    """Return the name in a Host header, without its port; a page of another site that is led here still sends its own."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _usage(body: Steered) -> bool:
     return body.stream_options is not None and body.stream_options.include_usage
-
-
-def _error(status: int, message: str, code: str | None = None) -> JSONResponse:
-    kind: Literal["server_error", "invalid_request_error"] = (
-        "server_error" if status >= 500 else "invalid_request_error"
-    )
-    # JSON may hold halves of characters, UTF-8 may not
-    message = message.encode("utf-8", "replace").decode()
-    if len(message) > LONGEST_MESSAGE:
-        message = message[:LONGEST_MESSAGE] + " ..."
-    return JSONResponse(Failure(error=Problem(message=message, type=kind, code=code)).model_dump(), status_code=status)

@@ -15,7 +15,7 @@ Layers outside of S may carry one expert that all weightings share (`theta_rest`
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from clp_lightning.steering.layers import DISCOVERED, conditioned_set, quantizat
 class Experts(nn.Module):
     """All experts of a model: K on every layer of the conditioned set, and with `shared` one on every other linear layer.
 
+    With `shared` "everywhere" the conditioned layers have that one beside their K, too.
+
     The base model's linear layers are replaced in place and its parameters frozen. `rank` is that of a low-rank expert, or
     "full". Raises `UsageError` when the model has no layer to train.
     """
@@ -40,7 +42,7 @@ class Experts(nn.Module):
         conditioning: str,
         experts: int,
         rank: Rank,
-        shared: bool = False,
+        shared: bool | Literal["everywhere"] = False,
         scaling: float = 2.0,
         layers: Layers | None = None,
         seed: int = 0,
@@ -51,6 +53,8 @@ class Experts(nn.Module):
         self.count, self.rank, self.scaling, self.conditioning, self.shared = (
             experts, rank, scaling if rank != "full" else 1.0, conditioning, shared
         )  # fmt: skip
+        self._beside = shared == "everywhere"
+        self._count = experts + self._beside  # on a conditioned layer
         self.patterns, self.steering = layers, Steering()
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
@@ -62,7 +66,7 @@ class Experts(nn.Module):
             conditioned = bool(chosen.fullmatch(name))
             if isinstance(module, nn.Linear) and (conditioned or (shared and everything.fullmatch(name))):
                 layer = self._layer(
-                    module, experts if conditioned else 1, "conditioned" if conditioned else "shared", generator
+                    module, self._count if conditioned else 1, "conditioned" if conditioned else "shared", generator
                 )
                 _put(model, name, layer)
                 self.layers[name] = layer
@@ -95,7 +99,8 @@ class Experts(nn.Module):
         else:
             repeats = 1 if self.rank == "full" else self.rank
             scaled = coefficients * self.scaling
-            self.steering.conditioned = scaled.repeat_interleave(repeats, dim=1)[:, None].to(self.dtype)
+            own = torch.cat([scaled, scaled.sum(1, keepdim=True)], 1) if self._beside else scaled
+            self.steering.conditioned = own.repeat_interleave(repeats, dim=1)[:, None].to(self.dtype)
             self.steering.shared = scaled.sum(1, keepdim=True).expand(-1, repeats)[:, None].to(self.dtype)
         try:
             yield
@@ -127,8 +132,11 @@ class Experts(nn.Module):
             tensor.copy_(tensors[name])
 
     def layer_coefficients(self, layer: ConditionedLinear, coefficients: Tensor) -> Tensor:
-        """Return what a layer's own experts get of one row of coefficients [K]: all of it, or their sum if shared."""
-        return coefficients if layer.role == "conditioned" else coefficients.sum(0, keepdim=True)
+        """Return what a layer's own experts get of one row of coefficients [K]: all of it, their sum if shared, or both."""
+        total = coefficients.sum(0, keepdim=True)
+        if layer.role == "shared":
+            return total
+        return torch.cat([coefficients, total]) if self._beside else coefficients
 
     @torch.no_grad()
     def merge(self, model: Any, coefficients: Tensor) -> None:

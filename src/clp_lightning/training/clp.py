@@ -4,6 +4,7 @@ One trainer serves every method: CLP draws weightings from a Dirichlet distribut
 All randomness of a step derives from (seed, step), so a run that was interrupted equals one that was not.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +35,10 @@ def draw_weightings(
     distribution: Distribution, rng: np.random.Generator, count: int, objectives: Sequence[str]
 ) -> np.ndarray:
     """Draw [count, K] weightings from a method's Q."""
+    if isinstance(distribution, Dirichlet | Mixture) and distribution.antithetic:
+        plain = distribution.model_copy(update={"antithetic": False})
+        drawn = draw_weightings(plain, rng, math.ceil(count / len(objectives)), objectives)
+        return simplex.antithetic(rng, count, drawn)
     match distribution:
         case Dirichlet():
             return simplex.dirichlet(rng, count, len(objectives), concentration=distribution.concentration)
@@ -99,7 +104,7 @@ class ClpModule(PolicyModule):
         ids, mask = responses.ids, responses.mask
 
         # R(x, y)
-        rewards = self.rewards(np.repeat(documents, samples).tolist(), self.policy.decode(ids))
+        rewards = self.rewards([each for each in documents for _ in range(samples)], self.policy.decode(ids))
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
 
