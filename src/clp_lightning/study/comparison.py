@@ -49,7 +49,7 @@ def report(
     if as_json:
         print(json.dumps(compared, indent=2))
         return
-    _print(compared, Console(width=None if sys.stdout.isatty() else 150))
+    _print(compared, Console(width=None if sys.stdout.isatty() else 170))
     print(f"wrote {picture}")
 
 
@@ -217,8 +217,8 @@ def _print(compared: Mapping[str, Any], console: Console) -> None:
         table.add_column(head, justify="right", no_wrap=True)
     for panel in compared["panels"]:
         table.add_row(f"[bold]{panel['panel']}[/]: {', '.join(panel['objectives'])}")
-        for line in panel["rows"]:
-            if line["arm"] == panel["lead"]:
+        for position, line in enumerate(panel["rows"]):
+            if line["arm"] == panel["lead"] and position:
                 table.add_section()
             table.add_row(*_cells(line))
         table.add_section()
@@ -239,7 +239,7 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
         str(line["rollouts"]),
         str(len(line["seeds"])),
         _shown(line["mean_j"]),
-        f"{line['mean_kl'] + 0.0:.1f}",
+        f"{round(line['mean_kl'], 1) + 0.0:.1f}",
     ]
     if against is None:
         return [*shown, "", "", "", ""]

@@ -131,7 +131,7 @@ def _line(row: dict[str, Any], run: Run, tables: table.Tables, left: Sequence[Ru
     """Say what a run gave, and how long the others may take at the rate of those that are done."""
     mean = row["mean_j"]
     value = "" if mean is None else f"J {mean:.3f} ({row['mean_j_error']:.3f}), "
-    line = f"{run.name}: {value}KL {row['mean_kl'] + 0.0:.2f}, {row['rollouts']} rollouts in {duration(row['seconds'])}"
+    line = f"{run.name}: {value}KL {round(row['mean_kl'], 2) + 0.0:.2f}, {row['rollouts']} rollouts in {duration(row['seconds'])}"
     known = [each for each in tables.runs if each["study"] == run.study and each["machine"] == row["machine"]]
     rates = {each["panel"]: each["seconds"] / each["rollouts"] for each in known}
     if left and all(each.panel in rates for each in left):
