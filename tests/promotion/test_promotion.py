@@ -112,11 +112,12 @@ def test_other_prompts_or_weightings_are_refused():
 
 
 def test_equal_policies_are_promoted_no_more_often_than_stated():
-    # A/A: the same policy sampled twice. docs/flows.md states at most 5 % at the default probability of 0.975
-    assert CONFIG.promotion.probability == 0.975
+    # A/A: the same policy sampled twice, at the default probability of 0.995: 1 of 200 expected. docs/flows.md has what that
+    # makes in a year of nights.
+    assert CONFIG.promotion.probability == 0.995
     base = reference()
     promoted = sum(decided(candidate(1.0, 2 * i), candidate(1.0, 2 * i + 1), base=base).promoted for i in range(200))
-    assert promoted <= 0.05 * 200, promoted
+    assert promoted <= 0.02 * 200, promoted
 
 
 @pytest.fixture
