@@ -1,12 +1,11 @@
 """What the flows are made of, without a server: progress lines, artifact keys, curves, mistakes in prefect.yaml."""
 
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
 from clp_lightning import paths
-from clp_lightning.pipeline import reference
+from clp_lightning.pipeline import records
 from flows import artifacts, dvc_state
 from flows.check import wrong
 
@@ -42,8 +41,7 @@ def test_a_curve_becomes_a_picture_also_with_gaps(tmp_path):
 
 def test_a_stage_that_trains_nothing_has_an_empty_curve(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    paths.BASE.mkdir(parents=True)
-    reference.sft(SimpleNamespace(sft=None))
+    records.curve("sft", [])
     curve = paths.REPORTS / "curves" / "sft.csv"
     assert curve.read_text() == "step,loss\n"  # DVC wants the file and draws nothing
     assert artifacts._plot(curve).startswith(b"\x89PNG")

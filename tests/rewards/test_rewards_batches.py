@@ -241,5 +241,5 @@ def test_a_chat_template_that_refuses_a_conversation_is_one_line(tmp_path):
     with pytest.raises(
         ClpError, match=r"the chat template of .* refuses a conversation \(No system role\); set"
     ) as raised:
-        learned([TALK], ["Well"])
+        learned([from_transcript(TALK)], ["Well"])
     assert "\n" not in str(raised.value)
