@@ -58,8 +58,9 @@ def _page(compared: Mapping[str, Any]) -> str:
         _table("J at each weighting, and behind the best method there by", *_by_weighting(methods)),
         "<h2>Frontiers of mean rewards</h2>",
         frontier_figure(compared, plotly=not pairs),
-        _table("Methods", ["method", *_VOLUMES.values(), *(f"tau {n}" for n in objectives), *_COSTS.values()],
+        _table("Hypervolumes [95 %] and steering", ["method", *_VOLUMES.values(), *(f"tau {n}" for n in objectives)],
                [_method_row(method, objectives) for method in methods]),
+        _table("Costs", ["method", *_COSTS.values()], [_cost_row(method) for method in methods]),
         *(_table(f"Share of a method's {what} (column) that the row dominates", ["", *(m["method"] for m in methods)],
                  [_dominance_row(method, methods, kind) for method in methods]) for kind, what in _SHARES.items()),
         "<h2>Hypervolume of rewards, paired over prompts</h2><ul>",
@@ -107,8 +108,12 @@ def _by_weighting(methods: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
 
 def _method_row(method: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:
     taus = [f"{method['steerability'][n]:.2f}" if n in method["steerability"] else "–" for n in objectives]
+    return [method["method"], *(measured(method["metrics"].get(name)) for name in _VOLUMES), *taus]
+
+
+def _cost_row(method: Mapping[str, Any]) -> list[str]:
     costs = ["–" if method["cost"][name] is None else f"{method['cost'][name]:,.0f}" for name in _COSTS]
-    return [method["method"], *(measured(method["metrics"].get(name)) for name in _VOLUMES), *taus, *costs]
+    return [method["method"], *costs]
 
 
 def _dominance_row(method: Mapping[str, Any], methods: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
