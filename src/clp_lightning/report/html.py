@@ -8,7 +8,7 @@ from typing import Any
 from clp_lightning.files import atomic
 from clp_lightning.report.cells import decimals, measured, with_interval
 from clp_lightning.report.figures import frontier_figure, objective_figure
-from clp_lightning.report.labels import CAVEAT, difference_sentence, weighting_label
+from clp_lightning.report.labels import CAVEAT, difference_sentence, strength, weighting_label
 from clp_lightning.report.run import comparison
 from clp_lightning.store.queries import MONITORS, Store
 
@@ -44,13 +44,13 @@ def _page(compared: Mapping[str, Any]) -> str:
     pairs, volumes = (
         [pair for pair in compared["comparisons"] if pair["statistic"] == name] for name in ("mean_j", "hypervolume")
     )
-    strength = "" if compared["alpha"] is None else f" (alpha {compared['alpha']:g})"
+    at = f" ({known})" if (known := strength(compared)) else ""
     left_out = [f"{name}: {reason}" for name, reason in compared["left_out"].items()]
     parts = [
         f"<h1>Frontier: {html.escape(' against '.join(objectives))}</h1>",
         f'<p class="faint">{html.escape(CAVEAT)} Rewards are standardized; up and to the right is better.</p>',
         "<h2>What training maximizes</h2>",
-        f'<p class="faint">J(w) = (1 - alpha) w.R - alpha KL{strength}, at every weighting; bands and intervals are 95 %.</p>',
+        f'<p class="faint">J(w) = (1 - alpha) w.R - alpha KL{at}, at every weighting; bands and intervals are 95 %.</p>',
         *([objective_figure(compared)] if pairs else []),
         _table("Mean J over the weightings", ["method", "mean J [95 %]", "regret", "KL"], [_j_row(method) for method in methods]),
         "<ul>", *(f"<li>{html.escape(difference_sentence(pair))}</li>" for pair in pairs), "</ul>",
