@@ -189,13 +189,15 @@ def test_a_retrained_policy_is_decided_about_and_the_champion_answers_its_prompt
         update={"promotion": parameters.promotion.model_copy(update={"max_kl": 1e6, "max_length_ratio": 1e6})}
     )
     assert parameters.evaluation.draw == "even"
+    # three steps make no policy that is better than its reference: the recipe's probability of 0 leaves it to the guards
+    strict = loose.model_copy(update={"promotion": loose.promotion.model_copy(update={"probability": 0.995})})
+    refused = promotion_stage.promote(strict)
+    assert not refused["promoted"] and "than that of the reference policy" in refused["reasons"][0]
+    assert promotion_stage.promote(strict) is None and champion.current() is None  # decided once
     first = promotion_stage.promote(loose)
-    # three steps make no policy that is better than its reference; it is kept, and who asks again gets no other draw
     assert first["statistic"] == "mean_j" and first["champion"] is None and first["prompts"] == 8
-    if not first["promoted"]:
-        assert "reference policy" in first["reasons"][0] and promotion_stage.promote(loose) is None
-        champion.crown(first["challenger"], "clp-full", "2026-01-01T00:00:00", against=None)
-    assert promotion_stage.promote(loose) is None
+    # another rule decides anew, on the same draw: who asks again gets no other prompts
+    assert first["difference"] == refused["difference"] and first["promoted"] and promotion_stage.promote(loose) is None
     drawn = pd.read_parquet(
         champion.KEPT / first["challenger"] / "decision-reference" / "challenger" / "results.parquet"
     )
@@ -228,7 +230,8 @@ def test_a_retrained_policy_is_decided_about_and_the_champion_answers_its_prompt
     assert policy.generate(["bucket: a name"], [{"brevity": 1.0}])
 
     command = [sys.executable, "-m", "clp_lightning.cli", "rollback"]
-    champion.crown(second["challenger"], "clp-full", "2026-01-01T00:00:00", against=champion.current()["id"])
+    if not second["promoted"]:
+        champion.crown(second["challenger"], "clp-full", "2026-01-01T00:00:00", against=champion.current()["id"])
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and first["challenger"] in done.stdout
     champion.CHAMPION.write_text("{")

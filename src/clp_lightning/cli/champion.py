@@ -25,7 +25,11 @@ def promote(
     from clp_lightning.config.parameters import load_config
     from clp_lightning.promotion import challenger
 
-    row = challenger.promote(load_config(params))
+    config = load_config(params)
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # progress of the sampling; what is printed on standard output is the result
+        row = challenger.promote(config)
     if as_json:
         print(json.dumps(row, default=str))
     else:

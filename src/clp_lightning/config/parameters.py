@@ -98,7 +98,9 @@ class Promotion(Section):
     prompts: Annotated[int, Field(ge=2)] | None = (
         None  # drawn anew for each decision; null: as many as evaluation.prompts
     )
-    probability: Annotated[float, Field(gt=0.5, lt=1)]  # at least so sure that its statistic is the larger one
+    probability: Annotated[
+        float, Field(ge=0, lt=1)
+    ]  # at least so sure that its statistic is the larger one; 0: guards alone
     worst_case_margin: Annotated[
         float, Field(ge=0)
     ]  # by how much an objective's worst mean reward may fall, standardized

@@ -66,18 +66,23 @@ def _answers(
 ) -> tuple[MethodResults, MethodResults | None, MethodResults]:
     """Return what challenger, champion (if there is one) and reference policy answer to prompts drawn for this decision.
 
-    The draw follows from the two policies: who decides again gets the same prompts.
+    The draw follows from the weights of the two policies: who decides again, or trains the same again, gets the same prompts.
     """
     from clp_lightning.evaluation.prompts import draw_prompts  # torch, for this only
     from clp_lightning.evaluation.results import evaluate_into
 
     against = REFERENCE if before is None else before["id"]
-    seed = int(fingerprint(config.seed, name, against)[:8], 16)
-    prompts = draw_prompts(config, count=config.promotion.prompts, seed=seed)
     folder = paths.KEPT / name / f"decision-{against}"
     asked = {"reference": (REFERENCE, name), "challenger": (method, name)}
     if before is not None:
         asked["champion"] = (before["method"], before["id"])
+    weights = [
+        file for what, whose in asked.values() for file in sorted((paths.KEPT / whose / what).glob("*.safetensors"))
+    ]
+    seed = int(
+        fingerprint(config.seed, *weights)[:8], 16
+    )  # not of the names: a policy's card holds the time that it took
+    prompts = draw_prompts(config, count=config.promotion.prompts, seed=seed)
     found: dict[str, MethodResults] = {}
     for role, (what, whose) in asked.items():
         evaluate_into(config, what, paths.KEPT / whose, folder / role, prompts)

@@ -8,7 +8,7 @@ from typing import Any
 from clp_lightning.files import atomic
 from clp_lightning.report.cells import decimals, measured, with_interval
 from clp_lightning.report.figures import frontier_figure, objective_figure
-from clp_lightning.report.labels import CAVEAT, difference_sentence, weighting_label
+from clp_lightning.report.labels import CAVEAT, difference_sentence, strength, weighting_label
 from clp_lightning.report.run import comparison
 from clp_lightning.store.queries import MONITORS, Store
 
@@ -44,13 +44,13 @@ def _page(compared: Mapping[str, Any]) -> str:
     pairs, volumes = (
         [pair for pair in compared["comparisons"] if pair["statistic"] == name] for name in ("mean_j", "hypervolume")
     )
-    strength = "" if compared["alpha"] is None else f" (alpha {compared['alpha']:g})"
+    at = f" ({known})" if (known := strength(compared)) else ""
     left_out = [f"{name}: {reason}" for name, reason in compared["left_out"].items()]
     parts = [
         f"<h1>Frontier: {html.escape(' against '.join(objectives))}</h1>",
         f'<p class="faint">{html.escape(CAVEAT)} Rewards are standardized; up and to the right is better.</p>',
         "<h2>What training maximizes</h2>",
-        f'<p class="faint">J(w) = (1 - alpha) w.R - alpha KL{strength}, at every weighting; bands and intervals are 95 %.</p>',
+        f'<p class="faint">J(w) = (1 - alpha) w.R - alpha KL{at}, at every weighting; bands and intervals are 95 %.</p>',
         *([objective_figure(compared)] if pairs else []),
         _table("Mean J over the weightings", ["method", "mean J [95 %]", "regret", "KL"], [_j_row(method) for method in methods]),
         "<ul>", *(f"<li>{html.escape(difference_sentence(pair))}</li>" for pair in pairs), "</ul>",
@@ -58,8 +58,9 @@ def _page(compared: Mapping[str, Any]) -> str:
         _table("J at each weighting, and behind the best method there by", *_by_weighting(methods)),
         "<h2>Frontiers of mean rewards</h2>",
         frontier_figure(compared, plotly=not pairs),
-        _table("Methods", ["method", *_VOLUMES.values(), *(f"tau {n}" for n in objectives), *_COSTS.values()],
+        _table("Hypervolumes [95 %] and steering", ["method", *_VOLUMES.values(), *(f"tau {n}" for n in objectives)],
                [_method_row(method, objectives) for method in methods]),
+        _table("Costs", ["method", *_COSTS.values()], [_cost_row(method) for method in methods]),
         *(_table(f"Share of a method's {what} (column) that the row dominates", ["", *(m["method"] for m in methods)],
                  [_dominance_row(method, methods, kind) for method in methods]) for kind, what in _SHARES.items()),
         "<h2>Hypervolume of rewards, paired over prompts</h2><ul>",
@@ -107,8 +108,12 @@ def _by_weighting(methods: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
 
 def _method_row(method: Mapping[str, Any], objectives: Sequence[str]) -> list[str]:
     taus = [f"{method['steerability'][n]:.2f}" if n in method["steerability"] else "–" for n in objectives]
+    return [method["method"], *(measured(method["metrics"].get(name)) for name in _VOLUMES), *taus]
+
+
+def _cost_row(method: Mapping[str, Any]) -> list[str]:
     costs = ["–" if method["cost"][name] is None else f"{method['cost'][name]:,.0f}" for name in _COSTS]
-    return [method["method"], *(measured(method["metrics"].get(name)) for name in _VOLUMES), *taus, *costs]
+    return [method["method"], *costs]
 
 
 def _dominance_row(method: Mapping[str, Any], methods: Sequence[Mapping[str, Any]], kind: str) -> list[str]:

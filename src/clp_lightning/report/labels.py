@@ -62,6 +62,14 @@ def difference_sentence(pair: Mapping[str, Any]) -> str:
     return f"{lead}, with probability {ahead:.0%}{paid}{verdict}"
 
 
+def strength(comparison: Mapping[str, Any]) -> str:
+    """Say at which KL strength a comparison's J is: one, or each weighting's own; nothing where a run does not tell."""
+    alphas = {round(point["alpha"], 9) for method in comparison["methods"] for point in method["by_weighting"]}
+    if not alphas:
+        return ""
+    return f"alpha {min(alphas):g}" if len(alphas) == 1 else "alpha 1 - w, each weighting's own"
+
+
 def weighting_label(weighting: Mapping[str, float] | None) -> str:
     """Weights in the order of the objectives, as in `0.3 : 0.7`; a dash for a policy that takes none."""
     if weighting is None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clp_lightning.report.cells import LOOK, count, decimals, measured, seconds, share, with_interval
-from clp_lightning.report.labels import BASELINES, CAVEAT, difference_sentence
+from clp_lightning.report.labels import BASELINES, CAVEAT, difference_sentence, strength
 from clp_lightning.report.points import WIDE, print_by_weighting, print_points
 from clp_lightning.store.queries import REFERENCE
 
@@ -23,9 +23,9 @@ def print_table(comparison: Mapping[str, Any], console: Console, *, points: bool
     objectives, methods = comparison["objectives"], comparison["methods"]
     few = points or len(methods) <= FEW
     console.print(_objective_table(comparison))
-    strength = "" if comparison["alpha"] is None else f", alpha {comparison['alpha']:g}"
+    at = f", {known}" if (known := strength(comparison)) else ""
     console.print(
-        f"J = (1 - alpha) w.R - alpha KL is what training maximizes{strength}; here its mean over the weightings. Regret: what "
+        f"J = (1 - alpha) w.R - alpha KL is what training maximizes{at}; here its mean over the weightings. Regret: what "
         "the best method at each weighting has more. KL to the reference policy in nats per answer.",
         style="dim",
     )
