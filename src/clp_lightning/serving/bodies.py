@@ -12,7 +12,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 
 class Limits(NamedTuple):
@@ -34,10 +33,7 @@ def _joined(content: Any) -> Any:
         return content
     for number, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise PydanticCustomError(
-                "part", "part {number} is no text; only parts like {example} are read",
-                {"number": number, "example": '{"type": "text", "text": "Hi"}'},
-            )  # fmt: skip
+            raise ValueError(f'part {number} is no text; only parts like {{"type": "text", "text": "Hi"}} are read')
     return "".join(part["text"] for part in content)
 
 
@@ -122,8 +118,7 @@ class Completion(Steered):
     @classmethod
     def _all_are_given_back(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and value != info.data.get("n", value):
-            raise PydanticCustomError("best_of", "{value} answers, but n is {n}; leave it out: all that are written are sent",
-                                      {"value": value, "n": info.data["n"]})  # fmt: skip
+            raise ValueError(f"{value} answers, but n is {info.data['n']}; leave it out: all that are written are sent")
         return value
 
 
@@ -139,9 +134,9 @@ class Message(BaseModel):
     @classmethod
     def _says_something(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.data.get("role") not in ("system", "developer"):
-            raise PydanticCustomError("string_too_short", "String should have at least 1 character")
+            raise ValueError("String should have at least 1 character")
         if re.search("[\ud800-\udfff]", value):
-            raise PydanticCustomError("string_unicode", "it holds half a character (a lone surrogate)")
+            raise ValueError("it holds half a character (a lone surrogate)")
         return value
 
 
@@ -173,7 +168,7 @@ class Chat(Steered):
     @classmethod
     def _of_what_is_told(cls, value: int, info: ValidationInfo) -> int:
         if value and not info.data.get("logprobs", True):
-            raise PydanticCustomError("top_logprobs", "nothing is told without logprobs; set that to true, too")
+            raise ValueError("nothing is told without logprobs; set that to true, too")
         return value
 
     @field_validator("messages")

@@ -127,7 +127,8 @@ def _best(errors: Sequence[dict[str, Any]]) -> str:
         return kind, -len(error["loc"]), [-part for part in error["loc"] if isinstance(part, int)]
 
     best = min(map(missed, errors))
-    told = list(dict.fromkeys(PYTHONS.sub("JSON object", error["msg"]) for error in errors if missed(error) == best))
+    said = (error["msg"].removeprefix("Value error, ") for error in errors if missed(error) == best)
+    told = list(dict.fromkeys(PYTHONS.sub("JSON object", message) for message in said))
     alike = "Input should be "
     if all(message.startswith(alike) for message in told):
         told = [told[0], *(message.removeprefix(alike) for message in told[1:])]
