@@ -7,7 +7,7 @@ from typing import Any
 
 from clp_lightning.files import atomic
 from clp_lightning.report.cells import with_interval
-from clp_lightning.report.labels import CAVEAT, method_styles, weighting_label
+from clp_lightning.report.labels import method_styles, weighting_label
 from clp_lightning.store.queries import REFERENCE
 
 MARKERS = {"star": "*", "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v",
@@ -45,7 +45,9 @@ def picture(comparison: Mapping[str, Any], path: Path | str) -> None:
     figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.01, 0.24 / height), frameon=False, fontsize=9.5,
                   labelcolor=INK, borderaxespad=0, handletextpad=0.6)  # fmt: skip
     point = ", ".join(f"{value:g}" for value in comparison["reference_point"].values())
-    note = f"J is what training maximizes, KL in nats; hypervolume above ({point}). {CAVEAT}"
+    note = (
+        f"J: what training maximizes. Hypervolume above ({point}). Intervals cover prompts and groups, not trainings."
+    )
     figure.text(0.02, 0.08 / height, note, va="bottom", fontsize=8, color=FAINT)
     figure.tight_layout(rect=(0.005, foot, 0.995, head), w_pad=2)
     kind = path.suffix.lstrip(".").lower() or "png"
