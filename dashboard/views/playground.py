@@ -72,7 +72,7 @@ def _page(store: Store) -> None:
         st.info("Write a text, or choose a document.", icon=":material/edit:")
         return
     try:
-        note = play.policy.template.check([text])
+        note = play.policy.template.check([play.read(text)])
     except ClpError as error:
         st.error(f"The policy refuses this text: {str(error).removeprefix(FIRST)}.", icon=":material/content_cut:")
         return

@@ -82,8 +82,9 @@ def test_rewards_are_standardized_with_the_runs_normalization(play, steered):
 
 
 def test_a_long_text_is_counted_and_an_empty_one_refused(play):
-    assert play.left_out(TEXT) == 0
-    assert play.left_out(TEXT * 50) > 100
+    template = play.policy.template  # as the page asks it
+    assert template.left_out(play.read(TEXT)) == 0
+    assert template.left_out(play.read(TEXT * 50)) > 100
     with pytest.raises(UsageError, match="is empty"):
         next(play.write("  ", ENDS))
 

@@ -72,7 +72,9 @@ def evaluate(
     """
     sample(policy, sweep)
     rows = pd.concat([pd.read_parquet(sweep.part(index)) for index in range(len(sweep.points))], ignore_index=True)
-    rows["document"] = rows["prompt_id"].map(sweep.prompts.set_index("id")["document"])  # conversations are such again
+    documents = dict(zip(sweep.prompts["id"], sweep.prompts["document"], strict=True))
+    # conversations are such again; without the dtype pandas makes plain texts of them
+    rows["document"] = pd.Series([documents[prompt] for prompt in rows["prompt_id"]], rows.index, dtype=object)
     rows.insert(0, "method", method)
     if policy.experts is None:  # of the best of n answers, the bound log n - (n - 1) / n (arXiv 2401.01879)
         rows["monitor:kl"] = np.log(sweep.best_of) - (sweep.best_of - 1) / sweep.best_of

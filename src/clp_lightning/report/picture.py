@@ -84,10 +84,15 @@ def _draw(panel: Any, comparison: Mapping[str, Any], pair: tuple[str, str | None
     else:
         panel.set_yticks([-i for i in range(len(styles))], list(styles))
     panel.margins(0.09)
-    panel.grid(color="#E4E7EB", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.tick_params(colors=FAINT, length=0)
-    for side, spine in panel.spines.items():
+    plain(panel)
+
+
+def plain(axes: Any) -> None:
+    """Give axes the house's look: a pale grid behind, no ticks, a line at the left and at the bottom alone."""
+    axes.grid(color="#E4E7EB", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=FAINT, length=0)
+    for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#CBD2D9")
 

@@ -65,10 +65,6 @@ class Playground:
             policy, RewardSet(rewards.rewards, {"objectives": normalization}), from_transcript if converses else str
         )
 
-    def left_out(self, text: str) -> int:
-        """Return how many tokens at the text's end (a conversation's start) the policy does not read, for want of room."""
-        return int(self.policy.template.left_out(self.read(text)))
-
     def write(
         self, text: str, settings: Sequence[Setting], *, temperature: float = 0.0, seed: int = 0
     ) -> Iterator[list[str]]:

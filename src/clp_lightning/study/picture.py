@@ -6,7 +6,9 @@ from typing import Any
 
 from clp_lightning.files import atomic
 from clp_lightning.report.labels import method_styles
-from clp_lightning.report.picture import FAINT, INK, MARKERS
+from clp_lightning.report.picture import FAINT, INK, MARKERS, plain
+
+APART = 1.03  # on the log axis
 
 
 def draw(compared: Mapping[str, Any], path: Path) -> None:
@@ -41,13 +43,15 @@ def draw(compared: Mapping[str, Any], path: Path) -> None:
 
 def _panel(axes: Any, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, str]]) -> None:
     ticks = set()
-    for arm in dict.fromkeys(line["arm"] for line in panel["rows"]):
+    single = len({line["rollouts"] for line in panel["rows"]}) == 1  # then the arms stand side by side
+    for place, arm in enumerate(dict.fromkeys(line["arm"] for line in panel["rows"])):
         lines = [line for line in panel["rows"] if line["arm"] == arm and line["mean_j"]]
         if not lines:  # evaluated at some weightings only
             continue
         lines.sort(key=lambda line: line["rollouts"])
         colour, marker = styles[arm]
-        x = [line["rollouts"] for line in lines]
+        ticks |= {line["rollouts"] for line in lines}
+        x = [line["rollouts"] * APART ** (place if single else 0) for line in lines]
         value, low, high = ([line["mean_j"][key] for line in lines] for key in ("value", "low", "high"))
         axes.plot(
             x,
@@ -63,16 +67,10 @@ def _panel(axes: Any, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, 
             axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
         else:
             axes.vlines(x, low, high, color=colour, alpha=0.4)
-        ticks |= set(x)
     axes.set_xscale("log")
     axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)], rotation=45 if len(ticks) > 4 else 0)
     axes.minorticks_off()
     axes.set_title(f"{panel['panel']}: {', '.join(panel['objectives'])}", fontsize=10, color=INK, loc="left")
     axes.set_xlabel("rollouts of the training", color=INK)
     axes.set_ylabel("mean J (higher is better)", color=INK)
-    axes.grid(color="#E4E7EB", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#CBD2D9")
+    plain(axes)
