@@ -8,7 +8,7 @@ from clp_lightning.files import atomic
 from clp_lightning.report.labels import method_styles
 from clp_lightning.report.picture import FAINT, INK, MARKERS, plain
 
-APART = 1.03  # on the log axis
+APART, ALONE = 1.03, 1.4  # factors on the log axis: between arms at a single budget, and around it
 
 
 def draw(compared: Mapping[str, Any], path: Path) -> None:
@@ -44,14 +44,15 @@ def draw(compared: Mapping[str, Any], path: Path) -> None:
 def _panel(axes: Any, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, str]]) -> None:
     ticks = set()
     single = len({line["rollouts"] for line in panel["rows"]}) == 1  # then the arms stand side by side
-    for place, arm in enumerate(dict.fromkeys(line["arm"] for line in panel["rows"])):
+    arms = list(dict.fromkeys(line["arm"] for line in panel["rows"]))
+    for place, arm in enumerate(arms):
         lines = [line for line in panel["rows"] if line["arm"] == arm and line["mean_j"]]
         if not lines:  # evaluated at some weightings only
             continue
         lines.sort(key=lambda line: line["rollouts"])
         colour, marker = styles[arm]
         ticks |= {line["rollouts"] for line in lines}
-        x = [line["rollouts"] * APART ** (place if single else 0) for line in lines]
+        x = [line["rollouts"] * APART ** (place - (len(arms) - 1) / 2 if single else 0) for line in lines]
         value, low, high = ([line["mean_j"][key] for line in lines] for key in ("value", "low", "high"))
         axes.plot(
             x,
@@ -68,6 +69,8 @@ def _panel(axes: Any, panel: Mapping[str, Any], styles: Mapping[str, tuple[str, 
         else:
             axes.vlines(x, low, high, color=colour, alpha=0.4)
     axes.set_xscale("log")
+    if single and ticks:
+        axes.set_xlim(min(ticks) / ALONE, max(ticks) * ALONE)
     axes.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)], rotation=45 if len(ticks) > 4 else 0)
     axes.minorticks_off()
     axes.set_title(f"{panel['panel']}: {', '.join(panel['objectives'])}", fontsize=10, color=INK, loc="left")
