@@ -133,6 +133,14 @@ def mixture(
     return np.where(corner[:, None], vertices(rng, count, objectives), inner)
 
 
+def rotations(weightings: np.ndarray) -> np.ndarray:
+    """Return [K * N, K]: the weightings [N, K], then all with every entry moved on by one objective, by two, and so on.
+
+    A symmetric distribution of weightings is left as it is, and over a row's rotations each objective has mean weight 1 / K.
+    """
+    return np.concatenate([np.roll(weightings, shift, axis=1) for shift in range(weightings.shape[1])])
+
+
 def antithetic(rng: np.random.Generator, count: int, drawn: np.ndarray) -> np.ndarray:
     """Return [count, K] rows: those of `drawn` [>= count / K, K] and their rotations, in random order.
 

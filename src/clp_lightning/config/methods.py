@@ -77,6 +77,8 @@ class Method(Section):
     shared: bool | Literal["everywhere"]
     prompted: bool  # whether the weighting is also written into the prompt
     weightings: Annotated[Distribution, Field(discriminator="kind")]
+    # whether each response is learned from at every rotation of its weighting too, with importance weights
+    relabel: bool = False
 
     @model_validator(mode="after")
     def _trains_something(self) -> "Method":
@@ -85,6 +87,10 @@ class Method(Section):
         if isinstance(self.weightings, Listed) and (self.conditioning == "none" or self.shared or self.prompted):
             raise ValueError(
                 "weightings.kind: listed gives each weighting a model of its own; shared and prompted must be false"
+            )
+        if self.relabel and isinstance(self.weightings, Fixed | Listed):
+            raise ValueError(
+                f"relabel: weightings.kind: {self.weightings.kind} has no policy at the rotations of a weighting; set it to false"
             )
         return self
 
@@ -143,6 +149,8 @@ def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived],
         if REFERENCE in table:
             raise ValueError(f"{key}.{REFERENCE}: this name is kept for the reference policy; choose another")
     for name, method in methods.items():
+        if method.relabel and len(objectives) == 1:
+            raise ValueError(f"methods.{name}.relabel: one objective has no other weighting; set it to false")
         listed = method.weightings.each if isinstance(method.weightings, Listed) else []
         listed = [method.weightings.weighting] if isinstance(method.weightings, Fixed) else listed
         for weighting in listed:

@@ -103,7 +103,9 @@ class Testbed:
             model, self.tokenizer, GENERATION, objectives=self.objectives, experts=experts, prompted=method.prompted
         )
         policy.table = self.ref_token_log_probs
-        module = ClpModule(policy, training, method.weightings, list(LETTERS), self.reward, self.seed)
+        module = ClpModule(
+            policy, training, method.weightings, list(LETTERS), self.reward, self.seed, relabel=method.relabel
+        )
         with tempfile.TemporaryDirectory() as folder:
             fit(module, checkpoints=Path(folder), every=training.checkpoint_every,
                 gradient_clip=training.gradient_clip, **options)  # fmt: skip
@@ -146,8 +148,8 @@ class TabledPolicy(SteerablePolicy):
         if coefficients is None:
             table = self.table[prompts.ids[:, -1]]
         else:
-            assert coefficients is self.own[0]
-            table = self.own[1]
+            own, table = self.own
+            table = table if coefficients is own else read_tokens(self, prompts, coefficients)
         chosen = (ids * PLACES).sum(-1).view(-1, samples, 1)
         return table.take_along_dim(chosen, 1).flatten(0, 1), torch.zeros(len(prompts.ids), HIDDEN)
 

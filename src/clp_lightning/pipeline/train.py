@@ -44,7 +44,7 @@ def train(config: Config, method: str) -> None:
     rows = read_split(paths.CORPUS, "train")
     rewards = RewardSet.from_config(config, Path("."), paths.NORMALIZATION, references(rows))
     documents = rows["document"].tolist()
-    module = ClpModule(policy, budget, row.weightings, documents, rewards, budget.seed)
+    module = ClpModule(policy, budget, row.weightings, documents, rewards, budget.seed, relabel=row.relabel)
     trained = [paths.MODELS / name for name in config.reward_models]
     inputs = (paths.CORPUS, paths.NORMALIZATION, paths.REFERENCE, *trained, config.compute, config.layers)
     checkpoints = paths.checkpoints(f"train-{method}", budget, row, config.generation, *inputs)

@@ -7,7 +7,7 @@ All randomness of a step derives from (seed, step), so a run that was interrupte
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from clp_lightning.training.losses import (
     policy_gradient_loss,
     regularized_return,
     sequence_kl,
+    truncated_ratios,
 )
 from clp_lightning.training.policy_module import PolicyModule
 
@@ -66,6 +67,20 @@ def reward_weights(distribution: Distribution, weightings: np.ndarray) -> np.nda
     return weightings @ simplex.smoothed_vertices(weightings.shape[1], concentration=distribution.concentration)
 
 
+class Responses(NamedTuple):
+    """What is known of a step's responses, whatever weighting they are learned from at; B rows in G groups."""
+
+    rewards: Tensor  # [B, K]
+    ids: Tensor  # [B, T]
+    mask: Tensor  # [B, T]
+    ref_log_probs: Tensor  # [B, T]
+    states: Tensor  # [G, H]
+
+    def repeated(self, parts: int) -> "Responses":
+        """Return the batch `parts` times, one after the other."""
+        return Responses(*(each.repeat(parts, 1) for each in self))
+
+
 class ClpModule(PolicyModule):
     """CLP: one policy for every weighting (arXiv 2407.15762), by REINFORCE with a baseline.
 
@@ -81,10 +96,12 @@ class ClpModule(PolicyModule):
         documents: Sequence[str],
         rewards: RewardFunction,
         seed: int,
+        *,
+        relabel: bool = False,
     ) -> None:
         super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
         self.config, self.distribution, self.documents = config, distribution, documents
-        self.rewards, self.seed, self.generated_tokens = rewards, seed, 0
+        self.rewards, self.seed, self.relabel, self.generated_tokens = rewards, seed, relabel, 0
         assert policy.experts is not None
         hidden = policy.model.config.hidden_size
         self.baseline = build_baseline(config.baseline, hidden=hidden, coefficients=policy.experts.count)
@@ -95,40 +112,50 @@ class ClpModule(PolicyModule):
 
         # x ~ D, (w, alpha) ~ Q: one prompt, one weighting and one KL strength per group
         documents, weightings, alphas, uniform = self._draw(batch_idx)
-        conditioned_on = alphas if self.policy.takes_alpha else None
-        coefficients: Any = self.policy.coefficients(weightings, len(documents), conditioned_on)
+        coefficients = self._coefficients(weightings, alphas)
         prompts = self.policy.tokenize(documents, coefficients)
 
         # y ~ pi_w(. | x): several samples share the prompt's forward
         responses = self.policy.rollout(prompts, coefficients, samples=samples, uniform=uniform)
         ids, mask = responses.ids, responses.mask
 
-        # R(x, y)
+        # R(x, y), and log pi_ref: a row without coefficients is the reference
         rewards = self.rewards([each for each in documents for _ in range(samples)], self.policy.decode(ids))
-        scalarizing = reward_weights(self.distribution, weightings)
-        w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
-
-        # log pi_w and log pi_ref; a row without coefficients is the reference
-        log_probs = self.policy.score(prompts, ids, mask, coefficients, samples=samples)
         with torch.no_grad():
             plain = self.policy.tokenize(documents) if self.policy.prompted else prompts
             ref_log_probs, states = self.policy.score_and_states(plain, ids, mask, None, samples=samples)
+        drawn = Responses(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
+
+        # the same responses again at every rotation of w
+        if self.relabel:
+            weightings, parts = simplex.rotations(weightings), weightings.shape[1]
+            documents, alphas, drawn = documents * parts, np.tile(alphas, parts), drawn.repeated(parts)
+            coefficients = self._coefficients(weightings, alphas)
+            prompts = self.policy.tokenize(documents, coefficients)
+
+        # log pi_w, and how much likelier a response is under it than under the policy that it was drawn from
+        log_probs = self.policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
+        ratios = truncated_ratios(log_probs.detach(), log_probs.detach()[: len(ids)], drawn.mask)
 
         # (1 - alpha) w . R - alpha KL, against the baseline
-        kl = sequence_kl(log_probs.detach(), ref_log_probs, mask)
-        group = Group(coefficients, states)
-        advantages, baseline_loss = self._advantages(torch.as_tensor(rewards).to(w), kl, w, alpha, group)
+        scalarizing = reward_weights(self.distribution, weightings)
+        w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
+        kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
+        advantages, baseline_loss = self._advantages(
+            drawn.rewards.to(w), kl, w, alpha, Group(coefficients, drawn.states)
+        )
+        advantages = ratios * advantages
         scale = self._scale(advantages)
-        loss = policy_gradient_loss(log_probs, (advantages / scale).float(), mask) + baseline_loss
+        loss = policy_gradient_loss(log_probs, (advantages / scale).float(), drawn.mask) + baseline_loss
         if self.config.kl == "loss":
-            loss = loss + kl_penalty(log_probs, ref_log_probs, mask, alpha / scale)
+            loss = loss + kl_penalty(log_probs, drawn.ref_log_probs, drawn.mask, ratios * alpha / scale)
 
         self.generated_tokens += int(self.trainer.strategy.reduce(mask.sum().float(), reduce_op="sum"))
         named = {f"reward_{name}": float(rewards[:, k].mean()) for k, name in enumerate(self.policy.objectives)}
         self.record(
             loss=loss.item(),
-            scalarized_reward=float((np.repeat(scalarizing, samples, axis=0) * rewards).sum(-1).mean()),
-            kl=float(kl.mean()),
+            scalarized_reward=float((w[: len(ids)].cpu().numpy() * rewards).sum(-1).mean()),
+            kl=float(kl[: len(ids)].mean()),
             length=float(mask.sum(-1).float().mean()),
             **named,
             seconds=time.monotonic() - started,
@@ -146,6 +173,10 @@ class ClpModule(PolicyModule):
             return config.alpha
         done = min(1.0, self.global_step / (ANNEALED_SHARE * config.steps))
         return config.alpha_start * (config.alpha / config.alpha_start) ** done
+
+    def _coefficients(self, weightings: np.ndarray, alphas: np.ndarray) -> Any:
+        """Return the experts' coefficients of policies at weightings [G, K] and KL strengths [G]."""
+        return self.policy.coefficients(weightings, len(weightings), alphas if self.policy.takes_alpha else None)
 
     def _draw(self, batch_idx: int) -> tuple[list[str], np.ndarray, np.ndarray, Tensor]:
         """Return this step's documents [G], weightings [G, K], alphas [G] and random numbers [B, T].

@@ -4,7 +4,12 @@ Shapes: G groups (one prompt, one weighting), S samples of each, B = G * S rows 
 `response_mask` [B, T] is True where a token counts.
 """
 
+import math
+
+import torch
 from torch import Tensor
+
+MOST = 2.0  # times that a response may count at another weighting than its own
 
 
 def sequence_kl(log_probs: Tensor, ref_log_probs: Tensor, response_mask: Tensor) -> Tensor:
@@ -45,3 +50,14 @@ def leave_one_out_advantages(returns: Tensor, samples: int) -> Tensor:
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
     """Return the REINFORCE surrogate `-mean_b(A_b * sum_t log pi(y_t))`, a scalar whose gradient is the policy gradient."""
     return -(advantages.detach()[:, None] * log_probs * response_mask).sum(-1).mean()
+
+
+def truncated_ratios(log_probs: Tensor, behaviour: Tensor, response_mask: Tensor) -> Tensor:
+    """Return `min(pi(y) / mu(y), MOST)` of P * B responses drawn from mu, [P * B]: importance weights, without a gradient.
+
+    `log_probs` [P * B, T] are those of P policies, `behaviour` [B, T] those that the responses were drawn with. A response that
+    another policy hardly gives counts little there; the bound trades a bias for a variance without end (Ionides 2008).
+    """
+    parts = len(log_probs) // len(behaviour)
+    log_ratios = ((log_probs - behaviour.repeat(parts, 1)) * response_mask).sum(-1)
+    return torch.exp(log_ratios.clamp(max=math.log(MOST))).detach()
