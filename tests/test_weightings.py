@@ -38,6 +38,12 @@ def test_lattice_of_two_runs_from_one_vertex_to_the_other():
     assert weightings.lattice(2, 3).tolist() == [[0, 1], [0.5, 0.5], [1, 0]]
 
 
+def test_rotations_golden():
+    # both rows, both moved on by one place, both by two
+    moved = weightings.rotations(np.array([[1.0, 0.0, 0.0], [0.5, 0.3, 0.2]]))
+    assert moved.tolist() == [[1, 0, 0], [0.5, 0.3, 0.2], [0, 1, 0], [0.2, 0.5, 0.3], [0, 0, 1], [0.3, 0.2, 0.5]]
+
+
 @given(st.integers(1, 4), st.integers(2, 6))
 def test_lattice_has_the_number_of_compositions(objectives, points):
     from math import comb

@@ -35,12 +35,12 @@ def rewards(documents, responses):
     return np.array([[len(set(text)), -len(text)] for text in responses], dtype=np.float64) / 4
 
 
-def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None, **changes):
+def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None, q=None, relabel=False, **changes):
     settings = Training.model_validate(SETTINGS | changes)
     policy = policy or make_policy(base, takes_alpha=settings.alpha_high is not None)
     documents = [f"{text} {n}" for n in range(4) for text in DOCUMENTS]
-    q = Dirichlet(kind="dirichlet", concentration=1.0)
-    module = ClpModule(policy, settings, q, documents, reward_set or rewards, seed=0)
+    q = q or Dirichlet(kind="dirichlet", concentration=1.0)
+    module = ClpModule(policy, settings, q, documents, reward_set or rewards, seed=0, relabel=relabel)
     fit(
         module, checkpoints=folder, every=every, gradient_clip=settings.gradient_clip, devices=settings.devices,
         callbacks=callbacks,
@@ -60,6 +60,9 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
         {"alpha_high": 1.0},
         {"accumulate": 2},
         {"alpha_start": 1.0},
+        {"relabel": True},
+        {"relabel": True, "alpha_high": 1.0, "kl": "loss"},
+        {"relabel": True, "baseline": "value", "accumulate": 2},
     ],
     ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
 )
@@ -210,6 +213,25 @@ def test_an_expert_of_smoothed_soups_is_paid_by_its_mixture_and_alone_in_the_par
     moved = {name: (before[name] - after[name]).abs().amax(0) > 0 for name in before}  # [K r] columns
     by_expert = np.stack([each.reshape(2, -1).any(1).numpy() for each in moved.values()]).any(0)
     assert by_expert.tolist() == own
+
+
+def test_relabeled_responses_teach_every_expert(base, tmp_path):
+    # one group at a one-hot weighting: alone it moves its own expert; at its rotation it moves the other one, too
+    moved, rows = {}, {}
+    for relabel in (False, True):
+        policy = make_policy(base)
+        before = {name: tensor.clone() for name, tensor in policy.experts.tensors().items() if name.endswith(".b")}
+        options = {"steps": 1, "prompts_per_step": 1, "q": Vertices(kind="vertices"), "relabel": relabel}
+        rows[relabel] = train(base, tmp_path / str(relabel), policy, **options).curve[0]
+        change = {
+            name: (before[name] - tensor).abs().amax(0)
+            for name, tensor in policy.experts.tensors().items()
+            if name in before
+        }
+        moved[relabel] = np.stack([(each.reshape(2, -1) > 0).any(1).numpy() for each in change.values()]).any(0)
+    assert sorted(moved[False].tolist()) == [False, True] and moved[True].all()
+    told = ("scalarized_reward", "reward_a", "reward_b", "kl", "length")
+    assert [rows[True][key] for key in told] == pytest.approx([rows[False][key] for key in told])  # of what was drawn
 
 
 def test_the_curve_holds_the_norm_of_the_gradients_before_they_are_clipped(base, tmp_path):
