@@ -29,6 +29,7 @@ DERIVED = {
     "best-of-1": {"of": "reference", "decoding": {"kind": "best_of", "samples": 1}},
     "best-of-4": {"of": "reference", "decoding": {"kind": "best_of", "samples": 4}},
     "dera-policy": {"of": "clp-full", "decoding": {"kind": "dera", "strength": 0.0}},
+    "scaled-by-1": {"of": "clp-full", "decoding": {"kind": "scaled", "factor": 1.0}},
     "dera-reference": {"of": "clp-full", "decoding": {"kind": "dera", "strength": 1.0}},
 }
 LISTED = [{"informativeness": 1.0, "brevity": 0.0}, {"informativeness": 0.25, "brevity": 0.75}]
@@ -124,6 +125,7 @@ def test_dera_at_its_ends_is_policy_and_reference(arena):
     _, _, results = arena
     for weight in (0.0, 0.5, 1.0):
         assert answers(results["dera-policy"], weight) == answers(results["clp-full"], weight)
+        assert answers(results["scaled-by-1"], weight) == answers(results["clp-full"], weight)
         assert answers(results["dera-reference"], weight) == answers(results["reference"])
 
 

@@ -59,6 +59,18 @@ def test_mixing_with_the_reference_at_the_ends(folder):
     assert texts(make_policy(folder, mixture=mixing.reference(1.0)), weighting) == texts(plain, None)
 
 
+def test_a_scaled_policy_is_one_whose_updates_are_multiplied(folder):
+    plain, weighting = make_policy(folder), {OBJECTIVES[0]: 0.4, OBJECTIVES[1]: 0.6}
+    scores = {factor: make_policy(folder, mixture=mixing.scaled(factor)).log_probs(DOCUMENTS, RESPONSES, weighting)[0]
+              for factor in (0.0, 1.0, 1.5)}  # fmt: skip
+    torch.testing.assert_close(scores[0.0], plain.log_probs(DOCUMENTS, RESPONSES, None)[0])
+    torch.testing.assert_close(scores[1.0], plain.log_probs(DOCUMENTS, RESPONSES, weighting)[0])
+    for name, tensor in plain.experts.tensors().items():
+        if name.endswith(".b"):  # an update is B A
+            tensor.mul_(1.5)
+    torch.testing.assert_close(scores[1.5], plain.log_probs(DOCUMENTS, RESPONSES, weighting)[0], atol=1e-5, rtol=1e-5)
+
+
 def test_several_samples_and_their_log_probabilities_belong_together(folder):
     mixed = make_policy(folder, mixture=mixing.experts)
     coefficients = mixed.coefficients([{OBJECTIVES[0]: s, OBJECTIVES[1]: 1 - s} for s in (0.2, 0.5, 0.9)], 3)
@@ -82,6 +94,8 @@ def test_a_share_of_nothing_leaves_a_policy_out_even_where_it_forbids_a_token():
 def test_strengths_outside_of_the_unit_interval_are_one_line():
     with pytest.raises(UsageError, match=r"strength: 1\.5 must be in"):
         mixing.reference(1.5)
+    with pytest.raises(UsageError, match=r"factor: -1 must be a number >= 0"):
+        mixing.scaled(-1)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])

@@ -136,11 +136,18 @@ class Merged(Section):
     density: Annotated[float, Field(gt=0, le=1)]  # share of each update's entries that are kept
 
 
+class Scaled(Section):
+    """Steer with w times a factor: further from the reference policy than trained, or less far (ExPO, arXiv 2404.16792)."""
+
+    kind: Literal["scaled"]
+    factor: Annotated[float, Field(gt=0)]  # 1 is the policy as it was trained
+
+
 class Derived(Section):
     """A method that trains nothing: another way to decode from a trained one."""
 
     of: Name
-    decoding: Annotated[LogitMixing | Dera | KlStrength | BestOf | Merged, Field(discriminator="kind")]
+    decoding: Annotated[LogitMixing | Dera | KlStrength | BestOf | Merged | Scaled, Field(discriminator="kind")]
 
 
 def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived], objectives: Sequence[str]) -> None:

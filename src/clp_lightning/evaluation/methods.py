@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clp_lightning.config.methods import REFERENCE, BestOf, Dera, KlStrength, LogitMixing, Merged
+from clp_lightning.config.methods import REFERENCE, BestOf, Dera, KlStrength, LogitMixing, Merged, Scaled
 from clp_lightning.config.parameters import Config
 from clp_lightning.errors import UsageError
 from clp_lightning.evaluation.merged import MergedPolicy
@@ -78,6 +78,9 @@ def load(config: Config, name: str, models: Path) -> Contestant:
             return Contestant(policy, points, _cost(folder, 2), alpha=alpha)
         case KlStrength(alpha=chosen):
             return Contestant(SteerablePolicy.from_pretrained(folder, **place), points, _cost(folder, 1), alpha=chosen)
+        case Scaled(factor=factor):
+            policy = SteerablePolicy.from_pretrained(folder, **place, mixture=mixing.scaled(factor))
+            return Contestant(policy, points, _cost(folder, 1), alpha=alpha)
         case Merged():
             merged = MergedPolicy.from_pretrained(folder, **place)
             assert isinstance(merged, MergedPolicy)

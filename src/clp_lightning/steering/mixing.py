@@ -42,3 +42,17 @@ def reference(strength: float) -> Mixture:
         return torch.stack([coefficients, torch.zeros_like(coefficients)]), shares
 
     return mixture
+
+
+def scaled(factor: float) -> Mixture:
+    """Steer by `factor` times the coefficients: the update is extrapolated, or drawn back towards the reference (0).
+
+    Raises `UsageError` for a factor that is negative or not finite.
+    """
+    if not 0 <= factor < float("inf"):
+        raise UsageError(f"factor: {factor} must be a number >= 0; 1 is the policy as it was trained")
+
+    def mixture(coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        return factor * coefficients[None], torch.ones_like(coefficients[None, :, 0])
+
+    return mixture
