@@ -14,6 +14,19 @@ def test_leave_one_out_golden():
     assert advantages.tolist() == [-3, -1.5, 4.5, -1.5, -1.5, 3]
 
 
+def test_leave_one_out_with_weights_golden(monkeypatch):
+    monkeypatch.setattr(losses, "LEAST", 0.0)
+    # returns 1, 2, 6 with weights 1, 2, 0.5: 1 - (2 * 2 + 0.5 * 6) / 2.5 = -1.8; 2 - (1 + 3) / 1.5; 6 - (1 + 4) / 3
+    advantages = losses.leave_one_out_advantages(torch.tensor([1.0, 2, 6]), 3, torch.tensor([1.0, 2, 0.5]))
+    assert advantages.tolist() == pytest.approx([-1.8, -2 / 3, 13 / 3])
+
+
+def test_leave_one_out_with_weights_that_vanish_is_the_plain_one():
+    returns = torch.tensor([1.0, 2, 6, 0, 0, 3])
+    weighted = losses.leave_one_out_advantages(returns, 3, torch.zeros(6))
+    torch.testing.assert_close(weighted, losses.leave_one_out_advantages(returns, 3))
+
+
 @given(st.lists(st.floats(-100, 100), min_size=4, max_size=4), st.floats(-10, 10))
 def test_leave_one_out_ignores_a_constant_and_sums_to_zero(returns, constant):
     values = torch.tensor(returns, dtype=torch.float64)

@@ -18,6 +18,7 @@ class Group(NamedTuple):
 
     coefficients: Tensor  # [G, K], (1 - alpha) w
     states: Tensor  # [G, H], the frozen reference policy's last hidden state of the prompt
+    ratios: Tensor | None = None  # [B], importance weights of responses that other policies gave; None: these gave all
 
 
 class LeaveOneOut(nn.Module):
@@ -25,7 +26,8 @@ class LeaveOneOut(nn.Module):
 
     def forward(self, returns: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """Return advantages [B] and a loss of 0 for `returns` [B]."""
-        return leave_one_out_advantages(returns, len(returns) // len(group.states)), returns.new_zeros(())
+        samples = len(returns) // len(group.states)
+        return leave_one_out_advantages(returns, samples, group.ratios), returns.new_zeros(())
 
 
 class WeightingRegression(nn.Module):

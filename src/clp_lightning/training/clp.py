@@ -141,9 +141,8 @@ class ClpModule(PolicyModule):
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
         kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
-        advantages, baseline_loss = self._advantages(
-            drawn.rewards.to(w), kl, w, alpha, Group(coefficients, drawn.states)
-        )
+        group = Group(coefficients, drawn.states, ratios.to(w) if self.relabel else None)
+        advantages, baseline_loss = self._advantages(drawn.rewards.to(w), kl, w, alpha, group)
         advantages = ratios * advantages
         scale = self._scale(advantages)
         loss = policy_gradient_loss(log_probs, (advantages / scale).float(), drawn.mask) + baseline_loss
@@ -157,6 +156,7 @@ class ClpModule(PolicyModule):
             scalarized_reward=float((w[: len(ids)].cpu().numpy() * rewards).sum(-1).mean()),
             kl=float(kl[: len(ids)].mean()),
             length=float(mask.sum(-1).float().mean()),
+            **({"ratio": float(ratios[len(ids) :].mean())} if self.relabel else {}),
             **named,
             seconds=time.monotonic() - started,
         )
@@ -207,9 +207,10 @@ class ClpModule(PolicyModule):
         penalty = kl if self.config.kl == "reward" else torch.zeros_like(kl)
         if self.config.advantages == "objective":  # each objective's advantages at the same scale, then weighted
             samples = len(rewards) // len(group.states)
-            each = torch.stack([leave_one_out_advantages(column, samples) for column in rewards.T], dim=1)
+            each = torch.stack([leave_one_out_advantages(column, samples, group.ratios) for column in rewards.T], dim=1)
             scalarized = (weightings * each / self._scale(each)).sum(-1)
-            advantages = regularized_return(scalarized, leave_one_out_advantages(penalty, samples), alphas)
+            penalty = leave_one_out_advantages(penalty, samples, group.ratios)
+            advantages = regularized_return(scalarized, penalty, alphas)
             return advantages, kl.new_zeros(())
         returns = regularized_return((weightings * rewards).sum(-1), penalty, alphas)
         return self.baseline(returns, group)

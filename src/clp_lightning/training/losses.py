@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 MOST = 2.0  # times that a response may count at another weighting than its own
+LEAST = 1e-3  # added to the weights of a mean, so that there is one where no response is likely
 
 
 def sequence_kl(log_probs: Tensor, ref_log_probs: Tensor, response_mask: Tensor) -> Tensor:
@@ -37,13 +38,19 @@ def regularized_return(scalarized_reward: Tensor, kl: Tensor, alpha: Tensor | fl
     return (1 - alpha) * scalarized_reward - alpha * kl
 
 
-def leave_one_out_advantages(returns: Tensor, samples: int) -> Tensor:
+def leave_one_out_advantages(returns: Tensor, samples: int, ratios: Tensor | None = None) -> Tensor:
     """Subtract from each return [B] the mean of the *other* samples of its group (RLOO, arXiv 2402.14740).
 
+    With importance weights `ratios` [B] it is their weighted mean, near the mean under the policy that they are weights for.
     The baseline does not depend on the sample it is subtracted from, so the gradient stays unbiased. `samples` >= 2.
     """
     grouped = returns.view(-1, samples)
-    others = (grouped.sum(-1, keepdim=True) - grouped) / (samples - 1)
+    if ratios is None:
+        others = (grouped.sum(-1, keepdim=True) - grouped) / (samples - 1)
+    else:
+        weights = (ratios + LEAST).view(-1, samples)
+        total, weighted = weights.sum(-1, keepdim=True), weights * grouped
+        others = (weighted.sum(-1, keepdim=True) - weighted) / (total - weights)
     return (grouped - others).reshape(-1)
 
 
