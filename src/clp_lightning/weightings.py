@@ -141,6 +141,16 @@ def rotations(weightings: np.ndarray) -> np.ndarray:
     return np.concatenate([np.roll(weightings, shift, axis=1) for shift in range(weightings.shape[1])])
 
 
+def every_rotation(weightings: np.ndarray) -> np.ndarray:
+    """Of weightings [G, K] that are the K rotations of one, G / K times, return each K times: [K * G, K].
+
+    Part p has in all K rows of a set its rotation p.
+    """
+    count = weightings.shape[1]
+    sets = weightings.reshape(-1, count, count)
+    return np.concatenate([np.repeat(sets[:, part], count, axis=0) for part in range(count)])
+
+
 def antithetic(rng: np.random.Generator, count: int, drawn: np.ndarray) -> np.ndarray:
     """Return [count, K] rows: those of `drawn` [>= count / K, K] and their rotations, in random order.
 

@@ -63,6 +63,7 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
         {"relabel": True},
         {"relabel": True, "alpha_high": 1.0, "kl": "loss"},
         {"relabel": True, "baseline": "value", "accumulate": 2},
+        {"relabel": "balanced"},
     ],
     ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
 )

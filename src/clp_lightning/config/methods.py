@@ -78,7 +78,7 @@ class Method(Section):
     prompted: bool  # whether the weighting is also written into the prompt
     weightings: Annotated[Distribution, Field(discriminator="kind")]
     # whether each response is learned from at every rotation of its weighting too, with importance weights
-    relabel: bool = False
+    relabel: bool | Literal["balanced"] = False
 
     @model_validator(mode="after")
     def _trains_something(self) -> "Method":

@@ -19,6 +19,7 @@ from clp_lightning.config.parameters import Training
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.training.baselines import Group, build_baseline
 from clp_lightning.training.losses import (
+    balanced_ratios,
     kl_penalty,
     leave_one_out_advantages,
     policy_gradient_loss,
@@ -97,7 +98,7 @@ class ClpModule(PolicyModule):
         rewards: RewardFunction,
         seed: int,
         *,
-        relabel: bool = False,
+        relabel: bool | str = False,
     ) -> None:
         super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
         self.config, self.distribution, self.documents = config, distribution, documents
@@ -127,21 +128,33 @@ class ClpModule(PolicyModule):
         drawn = Responses(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
 
         # the same responses again at every rotation of w
+        parts = weightings.shape[1] if self.relabel else 1
+        if self.relabel == "balanced":
+            weightings = simplex.every_rotation(weightings)
+        elif self.relabel:
+            weightings = simplex.rotations(weightings)
         if self.relabel:
-            weightings, parts = simplex.rotations(weightings), weightings.shape[1]
             documents, alphas, drawn = documents * parts, np.tile(alphas, parts), drawn.repeated(parts)
             coefficients = self._coefficients(weightings, alphas)
             prompts = self.policy.tokenize(documents, coefficients)
 
         # log pi_w, and how much likelier a response is under it than under the policy that it was drawn from
         log_probs = self.policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
-        ratios = truncated_ratios(log_probs.detach(), log_probs.detach()[: len(ids)], drawn.mask)
+        if self.relabel == "balanced":
+            ratios = balanced_ratios(log_probs.detach(), drawn.mask, parts)
+        else:
+            ratios = truncated_ratios(log_probs.detach(), log_probs.detach()[: len(ids)], drawn.mask)
 
         # (1 - alpha) w . R - alpha KL, against the baseline
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
         kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
-        group = Group(coefficients, drawn.states, ratios.to(w) if self.relabel else None)
+        group = Group(
+            coefficients,
+            drawn.states,
+            ratios.to(w) if self.relabel else None,
+            parts if self.relabel == "balanced" else 1,
+        )
         advantages, baseline_loss = self._advantages(drawn.rewards.to(w), kl, w, alpha, group)
         advantages = ratios * advantages
         scale = self._scale(advantages)
@@ -153,10 +166,10 @@ class ClpModule(PolicyModule):
         named = {f"reward_{name}": float(rewards[:, k].mean()) for k, name in enumerate(self.policy.objectives)}
         self.record(
             loss=loss.item(),
-            scalarized_reward=float((w[: len(ids)].cpu().numpy() * rewards).sum(-1).mean()),
-            kl=float(kl[: len(ids)].mean()),
+            scalarized_reward=float((ratios * (w * drawn.rewards).sum(-1)).mean()),
+            kl=float((ratios * kl).mean()),
             length=float(mask.sum(-1).float().mean()),
-            **({"ratio": float(ratios[len(ids) :].mean())} if self.relabel else {}),
+            **({"ratio": float(1 / ratios.square().mean())} if self.relabel else {}),
             **named,
             seconds=time.monotonic() - started,
         )
@@ -188,11 +201,15 @@ class ClpModule(PolicyModule):
         own, config = self.config.prompts_per_step, self.config
         rng = np.random.default_rng([self.seed, self.global_step, batch_idx % config.accumulate])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        chosen = rng.choice(len(self.documents), own * world, replace=len(self.documents) < own * world)
-        weightings = draw_weightings(self.distribution, rng, own * world, self.policy.objectives)
+        each = len(self.policy.objectives) if self.relabel == "balanced" else 1
+        count = own * world // each
+        chosen = np.repeat(rng.choice(len(self.documents), count, replace=len(self.documents) < count), each)
+        weightings = draw_weightings(self.distribution, rng, count, self.policy.objectives)
+        if self.relabel == "balanced":
+            weightings = simplex.rotations(weightings).reshape(each, count, -1).swapaxes(0, 1).reshape(own * world, -1)
         lowest = self.alpha_now()
         high = lowest if config.alpha_high is None else config.alpha_high
-        alphas = rng.uniform(lowest, high, own * world)
+        alphas = np.repeat(rng.uniform(lowest, high, count), each)
         rows = own * world * config.samples_per_prompt
         uniform = torch.rand(rows, self.policy.generation.max_new_tokens, generator=generator, dtype=torch.float64)
         part = slice(rank * own, (rank + 1) * own)

@@ -68,3 +68,12 @@ def truncated_ratios(log_probs: Tensor, behaviour: Tensor, response_mask: Tensor
     parts = len(log_probs) // len(behaviour)
     log_ratios = ((log_probs - behaviour.repeat(parts, 1)) * response_mask).sum(-1)
     return torch.exp(log_ratios.clamp(max=math.log(MOST))).detach()
+
+
+def balanced_ratios(log_probs: Tensor, response_mask: Tensor, parts: int) -> Tensor:
+    """Return `pi_p(y) / mean_q pi_q(y)` of B responses under P policies that gave as many each, [P * B]; between 0 and P.
+
+    Importance weights of the balance heuristic (Veach and Guibas 1995), without a gradient. `log_probs` are [P * B, T].
+    """
+    of_responses = (log_probs * response_mask).sum(-1).view(parts, -1)
+    return (parts * of_responses.softmax(0)).flatten().detach()
