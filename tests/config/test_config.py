@@ -206,6 +206,22 @@ def test_bad_value_is_named_with_its_path(tmp_path, path, value, message):
     assert problem(tmp_path, changed(path, value)) == message
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("training.prompts_per_step", 7,
+         "training.prompts_per_step: methods.clp-full.relabel answers each prompt at 2 weightings; set it to a multiple of that"),
+        ("training.baseline", "value", "training.baseline: methods.clp-full.relabel needs leave_one_out; choose it"),
+        ("rewards", {"informativeness": DEFAULT["rewards"]["informativeness"]},
+         "methods.clp-full.relabel: one objective has no other weighting; set it to false"),
+    ],
+)  # fmt: skip
+def test_what_relabel_needs_is_named(tmp_path, path, value, message):
+    values = changed(path, value)
+    values["methods"]["clp-full"]["relabel"] = True
+    assert problem(tmp_path, values) == message
+
+
 def test_misspelt_key_is_named_before_the_one_that_is_missing_for_it(tmp_path):
     values = changed("training.steps", REMOVE)
     values["training"]["step"] = 5

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -64,29 +62,29 @@ def test_policy_gradient_loss_has_the_policy_gradient():
     assert log_probs.grad.tolist() == [[-1, -1], [0.5, 0]]
 
 
-def test_truncated_ratios_golden():
-    # two policies, two responses of mu (log-probabilities -1 -1 and -3): the first is mu itself, 1 and 1; under the second the
-    # first response has -1 - 1 + log 3 - log 2 (3 / 2), the other -3 + log 7, cut at 2; the masked token counts for nothing
-    mu = torch.tensor([[-1.0, -1.0], [-3.0, -9.0]])
-    other = mu + torch.tensor([[math.log(3), -math.log(2)], [math.log(7), 5.0]])
+def test_balanced_ratios_golden():
+    # two policies, two responses: probabilities 3/8 and 1/8 of the first, 1/2 and 1/2 of the second (its other token is masked):
+    # (3/8) / (1/4) = 1.5 and (1/8) / (1/4) = 0.5; equal ones weigh 1
+    log_probs = torch.tensor([[0.75, 0.5], [0.5, 0.1], [0.25, 0.5], [0.5, 0.9]]).log()
     mask = torch.tensor([[True, True], [True, False]]).repeat(2, 1)
-    ratios = losses.truncated_ratios(torch.cat([mu, other]), mu, mask)
-    assert ratios.tolist() == pytest.approx([1, 1, 1.5, 2])
+    assert losses.balanced_ratios(log_probs, mask, 2).tolist() == pytest.approx([1.5, 1, 0.5, 1])
+    assert losses.balanced_ratios(log_probs, mask, 1).tolist() == [1, 1, 1, 1]
 
 
-def test_responses_of_another_policy_give_the_exact_gradient_of_this_ones_objective(monkeypatch):
-    # six responses of one token each: the expectation over mu of ratio * (return - baseline) * grad log pi is grad J(pi),
-    # whatever mu and the baseline are
-    monkeypatch.setattr(losses, "MOST", math.inf)
+def test_responses_of_several_policies_give_the_exact_gradient_of_each_ones_objective():
+    # all of six responses of one token each, as often as the mixture of three policies gives them: the mean of
+    # ratio * (return - baseline) * grad log pi is grad J(pi) for each, whatever the baseline is
     generator = torch.Generator().manual_seed(0)
-    theta, mu, ref, reward = torch.randn(4, 6, generator=generator, dtype=torch.float64)
-    mu, ref = mu.log_softmax(0)[:, None], ref.log_softmax(0)
-    theta.requires_grad_()
-    exact = theta.log_softmax(0).exp() @ ((1 - 0.2) * reward - 0.2 * (theta.log_softmax(0) - ref))
-    (expected,) = torch.autograd.grad(exact, theta)
-    log_probs, mask = theta.log_softmax(0)[:, None], torch.ones(6, 1, dtype=torch.bool)
-    kl = losses.sequence_kl(log_probs.detach(), ref[:, None], mask)
-    ratios = losses.truncated_ratios(log_probs, mu, mask)
-    advantages = ratios * (losses.regularized_return(reward, kl, 0.2) - 0.7)
-    loss = losses.policy_gradient_loss(log_probs, 6 * mu.exp()[:, 0] * advantages, mask)  # the mean over mu
-    torch.testing.assert_close(torch.autograd.grad(loss, theta)[0], -expected)
+    thetas = torch.randn(3, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    ref, reward = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    ref, mask = ref.log_softmax(0), torch.ones(18, 1, dtype=torch.bool)
+    log_pi = thetas.log_softmax(1)
+    exact = (log_pi.exp() * ((1 - 0.2) * reward - 0.2 * (log_pi - ref))).sum()
+    (expected,) = torch.autograd.grad(exact, thetas, retain_graph=True)
+    log_probs = log_pi.reshape(18, 1)
+    kl = losses.sequence_kl(log_probs.detach(), ref.repeat(3)[:, None], mask)
+    advantages = losses.regularized_return(reward.repeat(3), kl, 0.2) - 0.7
+    ratios = losses.balanced_ratios(log_probs, mask, 3)
+    drawn = log_pi.detach().exp().mean(0).repeat(3)  # of the mixture, in all three parts
+    loss = losses.policy_gradient_loss(log_probs, 18 * drawn * ratios * advantages, mask)
+    torch.testing.assert_close(torch.autograd.grad(loss, thetas)[0], -expected)

@@ -62,8 +62,7 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
         {"alpha_start": 1.0},
         {"relabel": True},
         {"relabel": True, "alpha_high": 1.0, "kl": "loss"},
-        {"relabel": True, "baseline": "value", "accumulate": 2},
-        {"relabel": "balanced"},
+        {"relabel": True, "advantages": "objective", "accumulate": 2},
     ],
     ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
 )
@@ -217,22 +216,30 @@ def test_an_expert_of_smoothed_soups_is_paid_by_its_mixture_and_alone_in_the_par
 
 
 def test_relabeled_responses_teach_every_expert(base, tmp_path):
-    # one group at a one-hot weighting: alone it moves its own expert; at its rotation it moves the other one, too
-    moved, rows = {}, {}
-    for relabel in (False, True):
+    # one response drawn at (1, 0), and with relabel one more at (0, 1): the first moves its own expert only, but each of two
+    # responses has a weight at both
+    moved = {}
+    for relabel, groups in ((False, 1), (True, 2)):
         policy = make_policy(base)
         before = {name: tensor.clone() for name, tensor in policy.experts.tensors().items() if name.endswith(".b")}
-        options = {"steps": 1, "prompts_per_step": 1, "q": Vertices(kind="vertices"), "relabel": relabel}
-        rows[relabel] = train(base, tmp_path / str(relabel), policy, **options).curve[0]
-        change = {
-            name: (before[name] - tensor).abs().amax(0)
-            for name, tensor in policy.experts.tensors().items()
-            if name in before
-        }
-        moved[relabel] = np.stack([(each.reshape(2, -1) > 0).any(1).numpy() for each in change.values()]).any(0)
+        options = {"steps": 1, "prompts_per_step": groups, "q": Vertices(kind="vertices"), "relabel": relabel}
+        row = train(base, tmp_path / str(relabel), policy, **options).curve[0]
+        after = policy.experts.tensors()
+        change = np.stack(
+            [(before[name] - after[name]).abs().amax(0).reshape(2, -1).amax(1).numpy() for name in before]
+        )
+        moved[relabel] = (change > 0).any(0)
     assert sorted(moved[False].tolist()) == [False, True] and moved[True].all()
-    told = ("scalarized_reward", "reward_a", "reward_b", "kl", "length")
-    assert [rows[True][key] for key in told] == pytest.approx([rows[False][key] for key in told])  # of what was drawn
+    assert 1 < row["reuse"] < 2
+
+
+def test_policies_that_are_still_the_reference_learn_from_every_response_alike(base, tmp_path):
+    policy = make_policy(base)
+    for name, tensor in policy.experts.tensors().items():
+        if name.endswith(".b"):
+            tensor.zero_()  # as before the first step of every training
+    row = train(base, tmp_path, policy, steps=1, prompts_per_step=4, relabel=True).curve[0]
+    assert row["reuse"] == pytest.approx(2) and row["kl"] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_curve_holds_the_norm_of_the_gradients_before_they_are_clipped(base, tmp_path):

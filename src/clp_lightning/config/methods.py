@@ -77,8 +77,8 @@ class Method(Section):
     shared: bool | Literal["everywhere"]
     prompted: bool  # whether the weighting is also written into the prompt
     weightings: Annotated[Distribution, Field(discriminator="kind")]
-    # whether each response is learned from at every rotation of its weighting too, with importance weights
-    relabel: bool | Literal["balanced"] = False
+    # whether each prompt is answered at every rotation of its weighting, and each response learned from at all of them
+    relabel: bool = False
 
     @model_validator(mode="after")
     def _trains_something(self) -> "Method":

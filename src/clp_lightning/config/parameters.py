@@ -161,6 +161,14 @@ class Config(Section):
             raise ValueError(
                 "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"
             )
+        for name in (name for name, row in self.methods.items() if row.relabel):
+            if training.prompts_per_step % len(self.objectives):
+                raise ValueError(
+                    f"training.prompts_per_step: methods.{name}.relabel answers each prompt at {len(self.objectives)} "
+                    "weightings; set it to a multiple of that"
+                )
+            if training.baseline != "leave_one_out":
+                raise ValueError(f"training.baseline: methods.{name}.relabel needs leave_one_out; choose it")
         if training.samples_per_prompt < 2 and training.baseline == "leave_one_out":
             raise ValueError("training.samples_per_prompt: leave-one-out needs another sample; set it to 2 or more")
         if training.alpha_high is not None and training.alpha_high <= training.alpha:

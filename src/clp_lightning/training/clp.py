@@ -25,7 +25,6 @@ from clp_lightning.training.losses import (
     policy_gradient_loss,
     regularized_return,
     sequence_kl,
-    truncated_ratios,
 )
 from clp_lightning.training.policy_module import PolicyModule
 
@@ -98,7 +97,7 @@ class ClpModule(PolicyModule):
         rewards: RewardFunction,
         seed: int,
         *,
-        relabel: bool | str = False,
+        relabel: bool = False,
     ) -> None:
         super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
         self.config, self.distribution, self.documents = config, distribution, documents
@@ -127,23 +126,17 @@ class ClpModule(PolicyModule):
             ref_log_probs, states = self.policy.score_and_states(plain, ids, mask, None, samples=samples)
         drawn = Responses(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
 
-        # the same responses again at every rotation of w
+        # every response at every rotation of its weighting
         parts = weightings.shape[1] if self.relabel else 1
-        if self.relabel == "balanced":
-            weightings = simplex.every_rotation(weightings)
-        elif self.relabel:
-            weightings = simplex.rotations(weightings)
         if self.relabel:
+            weightings = simplex.every_rotation(weightings)
             documents, alphas, drawn = documents * parts, np.tile(alphas, parts), drawn.repeated(parts)
             coefficients = self._coefficients(weightings, alphas)
             prompts = self.policy.tokenize(documents, coefficients)
 
-        # log pi_w, and how much likelier a response is under it than under the policy that it was drawn from
+        # log pi_w, and how likely it is that a response was drawn from pi_w and not at another rotation
         log_probs = self.policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
-        if self.relabel == "balanced":
-            ratios = balanced_ratios(log_probs.detach(), drawn.mask, parts)
-        else:
-            ratios = truncated_ratios(log_probs.detach(), log_probs.detach()[: len(ids)], drawn.mask)
+        ratios = balanced_ratios(log_probs.detach(), drawn.mask, parts)
 
         # (1 - alpha) w . R - alpha KL, against the baseline
         scalarizing = reward_weights(self.distribution, weightings)
@@ -169,7 +162,7 @@ class ClpModule(PolicyModule):
             scalarized_reward=float((ratios * (w * drawn.rewards).sum(-1)).mean()),
             kl=float((ratios * kl).mean()),
             length=float(mask.sum(-1).float().mean()),
-            **({"ratio": float(1 / ratios.square().mean())} if self.relabel else {}),
+            **({"reuse": parts / float(ratios.square().mean())} if self.relabel else {}),
             **named,
             seconds=time.monotonic() - started,
         )
@@ -201,15 +194,15 @@ class ClpModule(PolicyModule):
         own, config = self.config.prompts_per_step, self.config
         rng = np.random.default_rng([self.seed, self.global_step, batch_idx % config.accumulate])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        each = len(self.policy.objectives) if self.relabel == "balanced" else 1
-        count = own * world // each
-        chosen = np.repeat(rng.choice(len(self.documents), count, replace=len(self.documents) < count), each)
+        share = len(self.policy.objectives) if self.relabel else 1  # groups in a row that share a prompt
+        count = own * world // share
+        chosen = np.repeat(rng.choice(len(self.documents), count, replace=len(self.documents) < count), share)
         weightings = draw_weightings(self.distribution, rng, count, self.policy.objectives)
-        if self.relabel == "balanced":
-            weightings = simplex.rotations(weightings).reshape(each, count, -1).swapaxes(0, 1).reshape(own * world, -1)
+        if self.relabel:
+            weightings = simplex.rotations(weightings)
         lowest = self.alpha_now()
         high = lowest if config.alpha_high is None else config.alpha_high
-        alphas = np.repeat(rng.uniform(lowest, high, count), each)
+        alphas = np.repeat(rng.uniform(lowest, high, count), share)
         rows = own * world * config.samples_per_prompt
         uniform = torch.rand(rows, self.policy.generation.max_new_tokens, generator=generator, dtype=torch.float64)
         part = slice(rank * own, (rank + 1) * own)

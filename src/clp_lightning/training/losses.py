@@ -4,12 +4,8 @@ Shapes: G groups (one prompt, one weighting), S samples of each, B = G * S rows 
 `response_mask` [B, T] is True where a token counts.
 """
 
-import math
-
-import torch
 from torch import Tensor
 
-MOST = 2.0  # times that a response may count at another weighting than its own
 LEAST = 1e-3  # added to the weights of a mean, so that there is one where no response is likely
 
 
@@ -59,21 +55,11 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, response_mask: T
     return -(advantages.detach()[:, None] * log_probs * response_mask).sum(-1).mean()
 
 
-def truncated_ratios(log_probs: Tensor, behaviour: Tensor, response_mask: Tensor) -> Tensor:
-    """Return `min(pi(y) / mu(y), MOST)` of P * B responses drawn from mu, [P * B]: importance weights, without a gradient.
-
-    `log_probs` [P * B, T] are those of P policies, `behaviour` [B, T] those that the responses were drawn with. A response that
-    another policy hardly gives counts little there; the bound trades a bias for a variance without end (Ionides 2008).
-    """
-    parts = len(log_probs) // len(behaviour)
-    log_ratios = ((log_probs - behaviour.repeat(parts, 1)) * response_mask).sum(-1)
-    return torch.exp(log_ratios.clamp(max=math.log(MOST))).detach()
-
-
 def balanced_ratios(log_probs: Tensor, response_mask: Tensor, parts: int) -> Tensor:
-    """Return `pi_p(y) / mean_q pi_q(y)` of B responses under P policies that gave as many each, [P * B]; between 0 and P.
+    """Return `pi_p(y) / mean_q pi_q(y)` of B responses under P policies that gave as many each, [P * B]: from 0 to P.
 
-    Importance weights of the balance heuristic (Veach and Guibas 1995), without a gradient. `log_probs` are [P * B, T].
+    `log_probs` are [P * B, T]. With these importance weights, which have no gradient, a mean over the responses is one over
+    policy p's (balance heuristic, Veach and Guibas 1995). The weights of one policy are 1.
     """
     of_responses = (log_probs * response_mask).sum(-1).view(parts, -1)
     return (parts * of_responses.softmax(0)).flatten().detach()
