@@ -209,8 +209,8 @@ def test_bad_value_is_named_with_its_path(tmp_path, path, value, message):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("training.prompts_per_step", 7,
-         "training.prompts_per_step: methods.clp-full.relabel answers each prompt at 2 weightings; set it to a multiple of that"),
+        ("training.samples_per_prompt", 5,
+         "training.samples_per_prompt: methods.clp-full.relabel divides them among 2 weightings; set it to a multiple of that"),
         ("training.baseline", "value", "training.baseline: methods.clp-full.relabel needs leave_one_out; choose it"),
         ("rewards", {"informativeness": DEFAULT["rewards"]["informativeness"]},
          "methods.clp-full.relabel: one objective has no other weighting; set it to false"),

@@ -60,9 +60,9 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
         {"alpha_high": 1.0},
         {"accumulate": 2},
         {"alpha_start": 1.0},
-        {"relabel": True},
-        {"relabel": True, "alpha_high": 1.0, "kl": "loss"},
-        {"relabel": True, "advantages": "objective", "accumulate": 2},
+        {"relabel": True, "samples_per_prompt": 2},
+        {"relabel": True, "samples_per_prompt": 4, "alpha_high": 1.0, "kl": "loss"},
+        {"relabel": True, "samples_per_prompt": 4, "advantages": "objective", "accumulate": 2},
     ],
     ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items()),
 )
@@ -216,14 +216,13 @@ def test_an_expert_of_smoothed_soups_is_paid_by_its_mixture_and_alone_in_the_par
 
 
 def test_relabeled_responses_teach_every_expert(base, tmp_path):
-    # one response drawn at (1, 0), and with relabel one more at (0, 1): the first moves its own expert only, but each of two
-    # responses has a weight at both
+    # two responses to one prompt: both drawn at (1, 0), or one there and one at (0, 1), each with a weight at both
     moved = {}
-    for relabel, groups in ((False, 1), (True, 2)):
+    for relabel in (False, True):
         policy = make_policy(base)
         before = {name: tensor.clone() for name, tensor in policy.experts.tensors().items() if name.endswith(".b")}
-        options = {"steps": 1, "prompts_per_step": groups, "q": Vertices(kind="vertices"), "relabel": relabel}
-        row = train(base, tmp_path / str(relabel), policy, **options).curve[0]
+        options = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2, "relabel": relabel}
+        row = train(base, tmp_path / str(relabel), policy, q=Vertices(kind="vertices"), **options).curve[0]
         after = policy.experts.tensors()
         change = np.stack(
             [(before[name] - after[name]).abs().amax(0).reshape(2, -1).amax(1).numpy() for name in before]
@@ -238,7 +237,7 @@ def test_policies_that_are_still_the_reference_learn_from_every_response_alike(b
     for name, tensor in policy.experts.tensors().items():
         if name.endswith(".b"):
             tensor.zero_()  # as before the first step of every training
-    row = train(base, tmp_path, policy, steps=1, prompts_per_step=4, relabel=True).curve[0]
+    row = train(base, tmp_path, policy, steps=1, samples_per_prompt=4, relabel=True).curve[0]
     assert row["reuse"] == pytest.approx(2) and row["kl"] == pytest.approx(0, abs=1e-6)
 
 

@@ -77,7 +77,7 @@ class Method(Section):
     shared: bool | Literal["everywhere"]
     prompted: bool  # whether the weighting is also written into the prompt
     weightings: Annotated[Distribution, Field(discriminator="kind")]
-    # whether each prompt is answered at every rotation of its weighting, and each response learned from at all of them
+    # whether a prompt's responses are drawn at every rotation of its weighting, and each is learned from at all of them
     relabel: bool = False
 
     @model_validator(mode="after")

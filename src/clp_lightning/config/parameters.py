@@ -162,10 +162,10 @@ class Config(Section):
                 "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"
             )
         for name in (name for name, row in self.methods.items() if row.relabel):
-            if training.prompts_per_step % len(self.objectives):
+            if training.samples_per_prompt % len(self.objectives):
                 raise ValueError(
-                    f"training.prompts_per_step: methods.{name}.relabel answers each prompt at {len(self.objectives)} "
-                    "weightings; set it to a multiple of that"
+                    f"training.samples_per_prompt: methods.{name}.relabel divides them among {len(self.objectives)} weightings; "
+                    "set it to a multiple of that"
                 )
             if training.baseline != "leave_one_out":
                 raise ValueError(f"training.baseline: methods.{name}.relabel needs leave_one_out; choose it")

@@ -18,8 +18,10 @@ class Group(NamedTuple):
 
     coefficients: Tensor  # [G, K], (1 - alpha) w
     states: Tensor  # [G, H], the frozen reference policy's last hidden state of the prompt
-    ratios: Tensor | None = None  # [B], importance weights of responses that other policies gave; None: these gave all
-    pooled: int = 1  # groups in a row that have the same prompt and weighting
+    ratios: Tensor | None = (
+        None  # [B], importance weights of responses that several policies gave; None: these gave all
+    )
+    rows: int | None = None  # that share a prompt and a weighting, if not the group's own
 
 
 class LeaveOneOut(nn.Module):
@@ -27,7 +29,7 @@ class LeaveOneOut(nn.Module):
 
     def forward(self, returns: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """Return advantages [B] and a loss of 0 for `returns` [B]."""
-        samples = len(returns) // len(group.states) * group.pooled
+        samples = group.rows or len(returns) // len(group.states)
         return leave_one_out_advantages(returns, samples, group.ratios), returns.new_zeros(())
 
 

@@ -108,10 +108,11 @@ class ClpModule(PolicyModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One on-policy gradient step; the lines follow the algorithm."""
-        started, samples = time.monotonic(), self.config.samples_per_prompt
+        started = time.monotonic()
 
         # x ~ D, (w, alpha) ~ Q: one prompt, one weighting and one KL strength per group
         documents, weightings, alphas, uniform = self._draw(batch_idx)
+        samples = len(uniform) // len(documents)
         coefficients = self._coefficients(weightings, alphas)
         prompts = self.policy.tokenize(documents, coefficients)
 
@@ -142,12 +143,9 @@ class ClpModule(PolicyModule):
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
         kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
-        group = Group(
-            coefficients,
-            drawn.states,
-            ratios.to(w) if self.relabel else None,
-            parts if self.relabel == "balanced" else 1,
-        )
+        group = Group(coefficients, drawn.states)
+        if self.relabel:
+            group = group._replace(ratios=ratios.to(w), rows=self.config.samples_per_prompt)
         advantages, baseline_loss = self._advantages(drawn.rewards.to(w), kl, w, alpha, group)
         advantages = ratios * advantages
         scale = self._scale(advantages)
@@ -191,11 +189,12 @@ class ClpModule(PolicyModule):
         so that they compute what one process with a batch of that size would.
         """
         world, rank = self.trainer.world_size, self.trainer.global_rank
-        own, config = self.config.prompts_per_step, self.config
+        config = self.config
+        share = len(self.policy.objectives) if self.relabel else 1  # groups of a prompt, which divide its samples
+        own, samples = config.prompts_per_step * share, config.samples_per_prompt // share  # groups of this process
         rng = np.random.default_rng([self.seed, self.global_step, batch_idx % config.accumulate])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        share = len(self.policy.objectives) if self.relabel else 1  # groups in a row that share a prompt
-        count = own * world // share
+        count = config.prompts_per_step * world
         chosen = np.repeat(rng.choice(len(self.documents), count, replace=len(self.documents) < count), share)
         weightings = draw_weightings(self.distribution, rng, count, self.policy.objectives)
         if self.relabel:
@@ -203,10 +202,10 @@ class ClpModule(PolicyModule):
         lowest = self.alpha_now()
         high = lowest if config.alpha_high is None else config.alpha_high
         alphas = np.repeat(rng.uniform(lowest, high, count), share)
-        rows = own * world * config.samples_per_prompt
+        rows = own * world * samples
         uniform = torch.rand(rows, self.policy.generation.max_new_tokens, generator=generator, dtype=torch.float64)
         part = slice(rank * own, (rank + 1) * own)
-        part_rows = slice(part.start * config.samples_per_prompt, part.stop * config.samples_per_prompt)
+        part_rows = slice(part.start * samples, part.stop * samples)
         documents = [self.documents[row] for row in chosen[part]]
         return documents, weightings[part], alphas[part], uniform[part_rows].to(self.device)
 
@@ -216,7 +215,7 @@ class ClpModule(PolicyModule):
         """Return advantages [B] of the regularized return and the baseline's own loss; rewards are [B, K], alphas [B]."""
         penalty = kl if self.config.kl == "reward" else torch.zeros_like(kl)
         if self.config.advantages == "objective":  # each objective's advantages at the same scale, then weighted
-            samples = len(rewards) // len(group.states)
+            samples = self.config.samples_per_prompt
             each = torch.stack([leave_one_out_advantages(column, samples, group.ratios) for column in rewards.T], dim=1)
             scalarized = (weightings * each / self._scale(each)).sum(-1)
             penalty = leave_one_out_advantages(penalty, samples, group.ratios)
