@@ -110,6 +110,12 @@ def test_a_file_of_before_a_key_existed_means_what_it_did(key):
     assert Config.model_validate(changed(f"generation.{key}", REMOVE)) == Config.model_validate(DEFAULT)
 
 
+def test_a_method_may_have_a_learning_rate_of_its_own():
+    config = Config.model_validate(changed("methods.clp-full.learning_rate", 2e-4))
+    assert config.budget("clp-full") == config.training.model_copy(update={"learning_rate": 2e-4})
+    assert config.budget("rewarded-soups") is config.training
+
+
 def test_smoke_recipe_is_a_random_model(repository):
     assert isinstance(compose("smoke", repository)[0].base, RandomModel)
 

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from clp_lightning import weightings as simplex
-from clp_lightning.config.types import Name, Positive, Section, Share
+from clp_lightning.config.types import Name, Positive, Rate, Section, Share
 from clp_lightning.errors import UsageError
 
 REFERENCE = "reference"
@@ -79,6 +79,7 @@ class Method(Section):
     weightings: Annotated[Distribution, Field(discriminator="kind")]
     # whether a prompt's responses are drawn at every rotation of its weighting, and each is learned from at all of them
     relabel: bool = False
+    learning_rate: Rate | None = None  # instead of training.learning_rate
 
     @model_validator(mode="after")
     def _trains_something(self) -> "Method":

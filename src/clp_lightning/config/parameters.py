@@ -222,6 +222,11 @@ class Config(Section):
         """Names of everything that is evaluated: the reference policy, what was trained, what is derived from it."""
         return (REFERENCE, *self.methods, *self.derived)
 
+    def budget(self, method: str) -> Training:
+        """Return the section `training` with what the method's row says instead."""
+        own = self.methods[method].learning_rate
+        return self.training if own is None else self.training.model_copy(update={"learning_rate": own})
+
     @property
     def objectives(self) -> tuple[str, ...]:
         """Names of the objectives, in the order of params.yaml."""

@@ -19,7 +19,7 @@ from clp_lightning.training.trainer import fit
 
 def train(config: Config, method: str) -> None:
     """Train one method of the table."""
-    row, budget = _row(config, method), config.training
+    row, budget = _row(config, method), config.budget(method)
     listed = row.listed(config.objectives)
     model, tokenizer = load_base(paths.REFERENCE, **placement(config.compute), quantization=config.compute.quantization)
     experts = Experts(

@@ -91,7 +91,7 @@ def run(config: Config, spec: dict[str, Any], shared: Path) -> None:
     row = {
         **spec,
         "run": name,
-        "learning_rate": config.training.learning_rate,
+        "learning_rate": config.budget(arm).learning_rate,
         "gradient_clip": config.training.gradient_clip,
         **values,
         **measure.training(paths.MODELS, arm, config.training.gradient_clip),
