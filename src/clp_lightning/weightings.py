@@ -134,20 +134,11 @@ def mixture(
 
 
 def rotations(weightings: np.ndarray) -> np.ndarray:
-    """Return [N * K, K]: each of the weightings [N, K] with its entries moved on by 0, 1, ... K - 1 objectives.
+    """Return [K, N, K]: the weightings [N, K] with their entries moved on by 0, 1, ... K - 1 objectives.
 
     A symmetric distribution of weightings stays as it is, and over its rotations each objective has mean weight 1 / K.
     """
-    return np.stack([np.roll(weightings, shift, axis=1) for shift in range(weightings.shape[1])], 1).reshape(
-        -1, weightings.shape[1]
-    )
-
-
-def every_rotation(rotated: np.ndarray) -> np.ndarray:
-    """Return [K * G, K] of the G = N * K `rotations` of N weightings: part p has rotation p in each row of a weighting's."""
-    count = rotated.shape[1]
-    sets = rotated.reshape(-1, count, count)
-    return np.concatenate([np.repeat(sets[:, part], count, axis=0) for part in range(count)])
+    return np.stack([np.roll(weightings, shift, axis=1) for shift in range(weightings.shape[1])])
 
 
 def antithetic(rng: np.random.Generator, count: int, drawn: np.ndarray) -> np.ndarray:
@@ -156,7 +147,8 @@ def antithetic(rng: np.random.Generator, count: int, drawn: np.ndarray) -> np.nd
     Each row keeps its distribution, which must be symmetric; with K rows from each drawn one every objective has the same mean
     weight in a step, so that no expert's share of it is left to chance (antithetic variates).
     """
-    return rng.permutation(rotations(drawn)[:count])
+    each = rotations(drawn).swapaxes(0, 1).reshape(-1, drawn.shape[1])
+    return rng.permutation(each[:count])
 
 
 def vertices(rng: np.random.Generator, count: int, objectives: int) -> np.ndarray:

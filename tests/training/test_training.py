@@ -232,6 +232,21 @@ def test_relabeled_responses_teach_every_expert(base, tmp_path):
     assert 1 < row["reuse"] < 2
 
 
+def test_a_response_is_scored_at_the_weighting_that_it_was_drawn_at_too(base, tmp_path, monkeypatch):
+    policy, seen = make_policy(base), {}
+    monkeypatch.setattr(
+        policy, "rollout", lambda *a, **o: seen.setdefault("drawn", type(policy).rollout(policy, *a, **o))
+    )
+    monkeypatch.setattr(policy, "score", lambda *a, **o: seen.setdefault("scored", type(policy).score(policy, *a, **o)))
+    train(base, tmp_path, policy, steps=1, prompts_per_step=3, samples_per_prompt=4, relabel=True)
+    # 3 prompts, 2 rotations, 2 responses each; scored in 2 parts, part p at rotation p
+    drawn = seen["drawn"].log_probs.view(3, 2, 2, -1)
+    scored = seen["scored"].detach().view(2, 3, 2, 2, -1)
+    for rotation in (0, 1):
+        torch.testing.assert_close(scored[rotation, :, rotation], drawn[:, rotation], atol=1e-4, rtol=0)
+    assert (scored[1, :, 0] - drawn[:, 0]).abs().max() > 1e-2  # and elsewhere it is another policy's
+
+
 def test_policies_that_are_still_the_reference_learn_from_every_response_alike(base, tmp_path):
     policy = make_policy(base)
     for name, tensor in policy.experts.tensors().items():

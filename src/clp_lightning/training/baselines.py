@@ -21,7 +21,6 @@ class Group(NamedTuple):
     ratios: Tensor | None = (
         None  # [B], importance weights of responses that several policies gave; None: these gave all
     )
-    rows: int | None = None  # that share a prompt and a weighting, if not the group's own
 
 
 class LeaveOneOut(nn.Module):
@@ -29,7 +28,7 @@ class LeaveOneOut(nn.Module):
 
     def forward(self, returns: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """Return advantages [B] and a loss of 0 for `returns` [B]."""
-        samples = group.rows or len(returns) // len(group.states)
+        samples = len(returns) // len(group.states)
         return leave_one_out_advantages(returns, samples, group.ratios), returns.new_zeros(())
 
 

@@ -122,30 +122,33 @@ class ClpModule(PolicyModule):
 
         # R(x, y), and log pi_ref: a row without coefficients is the reference
         rewards = self.rewards([each for each in documents for _ in range(samples)], self.policy.decode(ids))
+        rotated, samples = len(documents) // self.config.prompts_per_step, self.config.samples_per_prompt
+        documents, weightings, alphas = (
+            documents[::rotated],
+            weightings[::rotated],
+            alphas[::rotated],
+        )  # once per prompt
         with torch.no_grad():
-            plain = self.policy.tokenize(documents) if self.policy.prompted else prompts
+            plain = self.policy.tokenize(documents) if self.policy.prompted or self.relabel else prompts
             ref_log_probs, states = self.policy.score_and_states(plain, ids, mask, None, samples=samples)
         drawn = Responses(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
 
-        # every response at every rotation of its weighting
-        parts = weightings.shape[1] if self.relabel else 1
+        # with relabel: all responses to a prompt at every rotation of its weighting
         if self.relabel:
-            weightings = simplex.every_rotation(weightings)
-            documents, alphas, drawn = documents * parts, np.tile(alphas, parts), drawn.repeated(parts)
+            weightings = simplex.rotations(weightings).reshape(-1, rotated)
+            documents, alphas, drawn = documents * rotated, np.tile(alphas, rotated), drawn.repeated(rotated)
             coefficients = self._coefficients(weightings, alphas)
             prompts = self.policy.tokenize(documents, coefficients)
 
         # log pi_w, and how likely it is that a response was drawn from pi_w and not at another rotation
         log_probs = self.policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
-        ratios = balanced_ratios(log_probs.detach(), drawn.mask, parts)
+        ratios = balanced_ratios(log_probs.detach(), drawn.mask, rotated)
 
         # (1 - alpha) w . R - alpha KL, against the baseline
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
         kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
-        group = Group(coefficients, drawn.states)
-        if self.relabel:
-            group = group._replace(ratios=ratios.to(w), rows=self.config.samples_per_prompt)
+        group = Group(coefficients, drawn.states, ratios.to(w) if self.relabel else None)
         advantages, baseline_loss = self._advantages(drawn.rewards.to(w), kl, w, alpha, group)
         advantages = ratios * advantages
         scale = self._scale(advantages)
@@ -160,7 +163,7 @@ class ClpModule(PolicyModule):
             scalarized_reward=float((ratios * (w * drawn.rewards).sum(-1)).mean()),
             kl=float((ratios * kl).mean()),
             length=float(mask.sum(-1).float().mean()),
-            **({"reuse": parts / float(ratios.square().mean())} if self.relabel else {}),
+            **({"reuse": rotated / float(ratios.square().mean())} if self.relabel else {}),
             **named,
             seconds=time.monotonic() - started,
         )
@@ -198,7 +201,7 @@ class ClpModule(PolicyModule):
         chosen = np.repeat(rng.choice(len(self.documents), count, replace=len(self.documents) < count), share)
         weightings = draw_weightings(self.distribution, rng, count, self.policy.objectives)
         if self.relabel:
-            weightings = simplex.rotations(weightings)
+            weightings = simplex.rotations(weightings).swapaxes(0, 1).reshape(-1, share)
         lowest = self.alpha_now()
         high = lowest if config.alpha_high is None else config.alpha_high
         alphas = np.repeat(rng.uniform(lowest, high, count), share)
