@@ -98,7 +98,7 @@ def test_recipes_on_the_default_data_differ_from_it_where_they_say(recipe, path,
     own = recipe_values(recipe)
     changes = [key for key in own if own[key] != DEFAULT[key]]
     assert path.split(".")[0] in changes
-    assert set(changes) <= {"three": {"rewards", "evaluation"}, "gemma3-270m": {"base"},
+    assert set(changes) <= {"three": {"rewards", "methods", "evaluation"}, "gemma3-270m": {"base"},
                             "kl": {"rewards", "training", "methods", "evaluation"}}[recipe]  # fmt: skip
     for name in path.split("."):
         own = own[name]
@@ -110,9 +110,9 @@ def test_a_file_of_before_a_key_existed_means_what_it_did(key):
     assert Config.model_validate(changed(f"generation.{key}", REMOVE)) == Config.model_validate(DEFAULT)
 
 
-def test_a_method_may_have_a_learning_rate_of_its_own():
-    config = Config.model_validate(changed("methods.clp-full.learning_rate", 2e-4))
-    assert config.budget("clp-full") == config.training.model_copy(update={"learning_rate": 2e-4})
+def test_a_method_may_be_trained_otherwise():
+    config = Config.model_validate(changed("methods.clp-full.training", {"learning_rate": 2e-4, "steps": 7}))
+    assert config.budget("clp-full") == config.training.model_copy(update={"learning_rate": 2e-4, "steps": 7})
     assert config.budget("rewarded-soups") is config.training
 
 
@@ -215,11 +215,7 @@ def test_bad_value_is_named_with_its_path(tmp_path, path, value, message):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("training.samples_per_prompt", 5,
-         "training.samples_per_prompt: methods.clp-full.relabel divides them among 2 weightings; set it to a multiple of that"),
         ("training.baseline", "value", "training.baseline: methods.clp-full.relabel needs leave_one_out; choose it"),
-        ("rewards", {"informativeness": DEFAULT["rewards"]["informativeness"]},
-         "methods.clp-full.relabel: one objective has no other weighting; set it to false"),
     ],
 )  # fmt: skip
 def test_what_relabel_needs_is_named(tmp_path, path, value, message):

@@ -67,8 +67,10 @@ def test_balanced_ratios_golden():
     # (3/8) / (1/4) = 1.5 and (1/8) / (1/4) = 0.5; equal ones weigh 1
     log_probs = torch.tensor([[0.75, 0.5], [0.5, 0.1], [0.25, 0.5], [0.5, 0.9]]).log()
     mask = torch.tensor([[True, True], [True, False]]).repeat(2, 1)
-    assert losses.balanced_ratios(log_probs, mask, 2).tolist() == pytest.approx([1.5, 1, 0.5, 1])
-    assert losses.balanced_ratios(log_probs, mask, 1).tolist() == [1, 1, 1, 1]
+    assert losses.balanced_ratios(log_probs, mask, [1, 1]).tolist() == pytest.approx([1.5, 1, 0.5, 1])
+    assert losses.balanced_ratios(log_probs, mask, [1]).tolist() == [1, 1, 1, 1]
+    # three of four responses from the first policy: (3/8) / (3/4 * 3/8 + 1/4 * 1/8) = 1.2 and (1/8) / (5/16) = 0.4
+    assert losses.balanced_ratios(log_probs, mask, [3, 1]).tolist() == pytest.approx([1.2, 1, 0.4, 1])
 
 
 def test_responses_of_several_policies_give_the_exact_gradient_of_each_ones_objective():
@@ -84,7 +86,9 @@ def test_responses_of_several_policies_give_the_exact_gradient_of_each_ones_obje
     log_probs = log_pi.reshape(18, 1)
     kl = losses.sequence_kl(log_probs.detach(), ref.repeat(3)[:, None], mask)
     advantages = losses.regularized_return(reward.repeat(3), kl, 0.2) - 0.7
-    ratios = losses.balanced_ratios(log_probs, mask, 3)
-    drawn = log_pi.detach().exp().mean(0).repeat(3)  # of the mixture, in all three parts
-    loss = losses.policy_gradient_loss(log_probs, 18 * drawn * ratios * advantages, mask)
-    torch.testing.assert_close(torch.autograd.grad(loss, thetas)[0], -expected)
+    for counts in ([1, 1, 1], [2, 1, 3]):
+        ratios = losses.balanced_ratios(log_probs, mask, counts)
+        shares = torch.tensor(counts)[:, None] / sum(counts)
+        drawn = (shares * log_pi.detach().exp()).sum(0).repeat(3)  # of the mixture, in all three parts
+        loss = losses.policy_gradient_loss(log_probs, 18 * drawn * ratios * advantages, mask)
+        torch.testing.assert_close(torch.autograd.grad(loss, thetas, retain_graph=True)[0], -expected)

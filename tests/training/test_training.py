@@ -60,6 +60,7 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
         {"alpha_high": 1.0},
         {"accumulate": 2},
         {"alpha_start": 1.0},
+        {"relabel": True},
         {"relabel": True, "samples_per_prompt": 2},
         {"relabel": True, "samples_per_prompt": 4, "alpha_high": 1.0, "kl": "loss"},
         {"relabel": True, "samples_per_prompt": 4, "advantages": "objective", "accumulate": 2},
@@ -245,6 +246,20 @@ def test_a_response_is_scored_at_the_weighting_that_it_was_drawn_at_too(base, tm
     for rotation in (0, 1):
         torch.testing.assert_close(scored[rotation, :, rotation], drawn[:, rotation], atol=1e-4, rtol=0)
     assert (scored[1, :, 0] - drawn[:, 0]).abs().max() > 1e-2  # and elsewhere it is another policy's
+
+
+@pytest.mark.parametrize(
+    ("objectives", "samples", "expected"),
+    [(2, 4, [0, 1]), (3, 4, [0, 0, 1, 2]), (3, 6, [0, 1, 2]), (3, 2, [0, 1]), (1, 4, [0]), (3, 5, [0, 0, 1, 1, 2])],
+)
+def test_samples_are_divided_among_as_many_rotations_as_there_can_be(base, objectives, samples, expected):
+    # group for group: two of two samples; single ones, where rotations cannot have as many each; never more than samples
+    policy = make_policy(base)
+    policy.objectives = tuple("abc"[:objectives])
+    settings = Training.model_validate(SETTINGS | {"samples_per_prompt": samples})
+    q = Dirichlet(kind="dirichlet", concentration=1.0)
+    assert ClpModule(policy, settings, q, DOCUMENTS, rewards, seed=0, relabel=True).rotation_of == expected
+    assert ClpModule(policy, settings, q, DOCUMENTS, rewards, seed=0).rotation_of == [0]
 
 
 def test_policies_that_are_still_the_reference_learn_from_every_response_alike(base, tmp_path):

@@ -69,6 +69,16 @@ class Listed(Section):
 Distribution = Dirichlet | Mixture | Vertices | SmoothedVertices | Fixed | Listed
 
 
+class OwnTraining(Section):
+    """What a method's training does otherwise than the section `training` says; null: as it says."""
+
+    steps: Positive | None = None
+    prompts_per_step: Positive | None = None
+    samples_per_prompt: Positive | None = None
+    learning_rate: Rate | None = None
+    gradient_clip: Annotated[float, Field(gt=0)] | None = None
+
+
 class Method(Section):
     """One row of the method table: what is conditioned on the weighting, and the distribution Q of weightings."""
 
@@ -79,7 +89,7 @@ class Method(Section):
     weightings: Annotated[Distribution, Field(discriminator="kind")]
     # whether a prompt's responses are drawn at every rotation of its weighting, and each is learned from at all of them
     relabel: bool = False
-    learning_rate: Rate | None = None  # instead of training.learning_rate
+    training: OwnTraining = Field(default_factory=OwnTraining)  # instead of the section's
 
     @model_validator(mode="after")
     def _trains_something(self) -> "Method":
@@ -157,8 +167,6 @@ def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived],
         if REFERENCE in table:
             raise ValueError(f"{key}.{REFERENCE}: this name is kept for the reference policy; choose another")
     for name, method in methods.items():
-        if method.relabel and len(objectives) == 1:
-            raise ValueError(f"methods.{name}.relabel: one objective has no other weighting; set it to false")
         listed = method.weightings.each if isinstance(method.weightings, Listed) else []
         listed = [method.weightings.weighting] if isinstance(method.weightings, Fixed) else listed
         for weighting in listed:

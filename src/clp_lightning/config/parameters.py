@@ -161,16 +161,8 @@ class Config(Section):
             raise ValueError(
                 "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"
             )
-        for name in (name for name, row in self.methods.items() if row.relabel):
-            if training.samples_per_prompt % len(self.objectives):
-                raise ValueError(
-                    f"training.samples_per_prompt: methods.{name}.relabel divides them among {len(self.objectives)} weightings; "
-                    "set it to a multiple of that"
-                )
-            if training.baseline != "leave_one_out":
-                raise ValueError(f"training.baseline: methods.{name}.relabel needs leave_one_out; choose it")
-        if training.samples_per_prompt < 2 and training.baseline == "leave_one_out":
-            raise ValueError("training.samples_per_prompt: leave-one-out needs another sample; set it to 2 or more")
+        for name, row in self.methods.items():
+            self._check_samples(name, row)
         if training.alpha_high is not None and training.alpha_high <= training.alpha:
             raise ValueError(
                 "training.alpha_high: must be larger than training.alpha; null trains at that one KL strength"
@@ -185,6 +177,14 @@ class Config(Section):
             )
         self._check_kl_strengths()
         return self
+
+    def _check_samples(self, name: str, row: Method) -> None:
+        samples, own = self.budget(name).samples_per_prompt, row.training.samples_per_prompt is not None
+        where = f"methods.{name}.training.samples_per_prompt" if own else "training.samples_per_prompt"
+        if samples < 2 and self.training.baseline == "leave_one_out":
+            raise ValueError(f"{where}: leave-one-out needs another sample; set it to 2 or more")
+        if row.relabel and self.training.baseline != "leave_one_out":
+            raise ValueError(f"training.baseline: methods.{name}.relabel needs leave_one_out; choose it")
 
     def _check_kl_strengths(self) -> None:
         lowest, highest = self.training.alpha, self.training.alpha_high
@@ -224,8 +224,8 @@ class Config(Section):
 
     def budget(self, method: str) -> Training:
         """Return the section `training` with what the method's row says instead."""
-        own = self.methods[method].learning_rate
-        return self.training if own is None else self.training.model_copy(update={"learning_rate": own})
+        own = self.methods[method].training.model_dump(exclude_none=True)
+        return self.training.model_copy(update=own) if own else self.training
 
     @property
     def objectives(self) -> tuple[str, ...]:

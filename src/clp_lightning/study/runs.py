@@ -143,10 +143,11 @@ def _arm(study: Study, panel: tuple[Config, Any], at: str, arm: str) -> Config:
         raise UsageError(
             f"{where}.method: recipe {study.panels[at].recipe} has no {row.method}; it has {', '.join(table)}"
         )
-    method = OmegaConf.to_container(table[row.method]) if isinstance(row.method, str) else row.method
+    method: Any = OmegaConf.to_container(table[row.method]) if isinstance(row.method, str) else dict(row.method)
+    own = method.pop("training", None) or {}  # part of the run's settings, as the arm's own is
     alone: Any = OmegaConf.merge(values, {})
     alone["methods"], alone["derived"], alone["promotion"]["method"] = {arm: method}, {}, arm
-    return _merged(alone, {"training": {**row.training, "devices": 1}}, where)[0]
+    return _merged(alone, {"training": {**own, **row.training, "devices": 1}}, where)[0]
 
 
 def _run(name: str, study: Study, recipe: Config, config: Config, at: str, arm: str, budget: float, seed: int) -> Run:

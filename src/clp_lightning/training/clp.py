@@ -102,6 +102,10 @@ class ClpModule(PolicyModule):
         super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
         self.config, self.distribution, self.documents = config, distribution, documents
         self.rewards, self.seed, self.relabel, self.generated_tokens = rewards, seed, relabel, 0
+        # the rotation of each of a prompt's groups; a sample is a group of its own where rotations cannot have as many each
+        most = min(len(policy.objectives), config.samples_per_prompt) if relabel else 1
+        even = config.samples_per_prompt % most == 0
+        self.rotation_of = sorted(group % most for group in range(most if even else config.samples_per_prompt))
         assert policy.experts is not None
         hidden = policy.model.config.hidden_size
         self.baseline = build_baseline(config.baseline, hidden=hidden, coefficients=policy.experts.count)
@@ -134,15 +138,19 @@ class ClpModule(PolicyModule):
         drawn = Responses(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
 
         # with relabel: all responses to a prompt at every rotation of its weighting
+        counts = np.bincount(self.rotation_of).tolist()
         if self.relabel:
-            weightings = simplex.rotations(weightings).reshape(-1, rotated)
-            documents, alphas, drawn = documents * rotated, np.tile(alphas, rotated), drawn.repeated(rotated)
+            weightings, parts = (
+                simplex.rotations(weightings)[: len(counts)].reshape(-1, weightings.shape[1]),
+                len(counts),
+            )
+            documents, alphas, drawn = documents * parts, np.tile(alphas, parts), drawn.repeated(parts)
             coefficients = self._coefficients(weightings, alphas)
             prompts = self.policy.tokenize(documents, coefficients)
 
         # log pi_w, and how likely it is that a response was drawn from pi_w and not at another rotation
         log_probs = self.policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
-        ratios = balanced_ratios(log_probs.detach(), drawn.mask, rotated)
+        ratios = balanced_ratios(log_probs.detach(), drawn.mask, counts)
 
         # (1 - alpha) w . R - alpha KL, against the baseline
         scalarizing = reward_weights(self.distribution, weightings)
@@ -163,7 +171,7 @@ class ClpModule(PolicyModule):
             scalarized_reward=float((ratios * (w * drawn.rewards).sum(-1)).mean()),
             kl=float((ratios * kl).mean()),
             length=float(mask.sum(-1).float().mean()),
-            **({"reuse": rotated / float(ratios.square().mean())} if self.relabel else {}),
+            **({"reuse": len(counts) / float(ratios.square().mean())} if self.relabel else {}),
             **named,
             seconds=time.monotonic() - started,
         )
@@ -193,15 +201,14 @@ class ClpModule(PolicyModule):
         """
         world, rank = self.trainer.world_size, self.trainer.global_rank
         config = self.config
-        share = len(self.policy.objectives) if self.relabel else 1  # groups of a prompt, which divide its samples
+        share = len(self.rotation_of)  # groups of a prompt, which divide its samples
         own, samples = config.prompts_per_step * share, config.samples_per_prompt // share  # groups of this process
         rng = np.random.default_rng([self.seed, self.global_step, batch_idx % config.accumulate])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         count = config.prompts_per_step * world
         chosen = np.repeat(rng.choice(len(self.documents), count, replace=len(self.documents) < count), share)
         weightings = draw_weightings(self.distribution, rng, count, self.policy.objectives)
-        if self.relabel:
-            weightings = simplex.rotations(weightings).swapaxes(0, 1).reshape(-1, share)
+        weightings = simplex.rotations(weightings)[self.rotation_of].swapaxes(0, 1).reshape(own * world, -1)
         lowest = self.alpha_now()
         high = lowest if config.alpha_high is None else config.alpha_high
         alphas = np.repeat(rng.uniform(lowest, high, count), share)

@@ -4,6 +4,9 @@ Shapes: G groups (one prompt, one weighting), S samples of each, B = G * S rows 
 `response_mask` [B, T] is True where a token counts.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 LEAST = 1e-3  # added to the weights of a mean, so that there is one where no response is likely
@@ -55,11 +58,13 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, response_mask: T
     return -(advantages.detach()[:, None] * log_probs * response_mask).sum(-1).mean()
 
 
-def balanced_ratios(log_probs: Tensor, response_mask: Tensor, parts: int) -> Tensor:
-    """Return `pi_p(y) / mean_q pi_q(y)` of B responses under P policies that gave as many each, [P * B]: from 0 to P.
+def balanced_ratios(log_probs: Tensor, response_mask: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return `pi_p(y) / sum_q n_q / n pi_q(y)` of B responses, of which every n in a row are n_q of each policy q, [P * B].
 
-    `log_probs` are [P * B, T]. With these importance weights, which have no gradient, a mean over the responses is one over
-    policy p's (balance heuristic, Veach and Guibas 1995). The weights of one policy are 1.
+    `log_probs` are [P * B, T], `counts` the P numbers n_q >= 1. A mean over the responses with these importance weights, which
+    have no gradient, is one over policy p's (balance heuristic, Veach and Guibas 1995). They lie between 0 and n / n_p, and
+    those of a single policy are 1.
     """
-    of_responses = (log_probs * response_mask).sum(-1).view(parts, -1)
-    return (parts * of_responses.softmax(0)).flatten().detach()
+    of_responses = (log_probs * response_mask).sum(-1).view(len(counts), -1)
+    shares = torch.tensor(counts, device=log_probs.device)[:, None] / sum(counts)
+    return torch.exp(of_responses - (of_responses + shares.log()).logsumexp(0)).flatten().detach()
