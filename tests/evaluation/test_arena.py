@@ -40,7 +40,7 @@ def arena(smoke, tmp_path_factory):
     """The smoke run with every other kind of method added: folder, config, results by method."""
     folder = Path(shutil.copytree(smoke, tmp_path_factory.mktemp("arena") / "project"))
     values = load_config(folder / "params.yaml").model_dump()
-    full = values["methods"]["clp-full"]
+    full = values["methods"]["clp-full"] | {"relabel": False}
     values["methods"]["morlhf"] = full | {"weightings": {"kind": "listed", "each": LISTED}}
     values["methods"]["clp-prompt"] = full | {"conditioning": "none", "shared": True, "prompted": True}
     config = Config.model_validate(values | {"derived": DERIVED})
@@ -65,7 +65,7 @@ def test_a_policy_conditioned_on_alpha_is_compared_at_several_kl_strengths(smoke
     those of the method itself, which is evaluated there."""
     folder = Path(shutil.copytree(smoke, tmp_path / "project"))
     values = load_config(folder / "params.yaml").model_dump()
-    values["training"]["alpha_high"] = 1.0
+    values["training"] |= {"alpha_high": 1.0, "learning_rate": 0.05}  # three steps that change some answer
     strengths = {"at-low": values["training"]["alpha"], "at-one": 1.0}
     values["derived"] = {
         name: {"of": "clp-full", "decoding": {"kind": "kl_strength", "alpha": alpha}}
