@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench.one_token.bed import OBJECTIVES, Bed, count_words
+from bench.one_token.bed import OBJECTIVES, Bed, count_words, exactly
 from bench.one_token.methods import (
     ENUMERATED,
     EXACT,
@@ -124,7 +124,7 @@ def _bed(options: argparse.Namespace) -> tuple[Bed, Training]:
 
 def _describe(bed: Bed, training: Training, options: argparse.Namespace) -> dict[str, Any]:
     """Return the report without any training: the bed, and its optimum."""
-    probs = bed.ref_log_probs.double().exp().numpy()
+    probs = np.exp(exactly(bed.ref_log_probs))
     flat, weights = bed.rewards.reshape(-1, len(OBJECTIVES)), probs.flatten() / len(probs)
     correlations = {
         f"{a}, {b}": round(float((weights * flat[:, i] * flat[:, j]).sum()), 2)

@@ -64,7 +64,7 @@ class Bed:
         with torch.no_grad():
             self.ref_log_probs = self.log_probs(everything)  # float32 [P, N]
         rewards = np.stack([self._fit(embeddings, ids), *_of_words(self.words, counts, len(documents))], axis=-1)
-        self.rewards = standardized(rewards, self.ref_log_probs.double().numpy())  # [P, N, K]
+        self.rewards = standardized(rewards, exactly(self.ref_log_probs))  # [P, N, K]
         self.numbers = {word: number for number, word in enumerate(self.words)}
 
     def hidden(self, prompts: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Bed:
 
     def problem(self, alpha: float) -> Problem:
         """Return what is known about the testbed at a KL strength."""
-        return Problem(self.ref_log_probs.double().numpy(), self.rewards, alpha)
+        return Problem(exactly(self.ref_log_probs), self.rewards, alpha)
 
     def reward(self, documents: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Look rewards [B, K] up; a document is the number of its prompt."""
@@ -183,7 +183,12 @@ class OneTokenPolicy(SteerablePolicy):
         for part in np.array_split(weightings, -(-len(weightings) // 5)):
             coefficients = self.coefficients(np.repeat(part, len(every), axis=0), len(part) * len(every))
             tables.append(self.read(every.repeat(len(part)), coefficients).view(len(part), len(every), -1))
-        return torch.cat(tables).double().numpy()
+        return exactly(torch.cat(tables))
+
+
+def exactly(log_probs: Tensor) -> Array:
+    """Return float64 log-probabilities that are normalized as such: a float32 sum is off by 1e-7."""
+    return functional.log_softmax(log_probs.double(), dim=-1).numpy()
 
 
 def standardized(rewards: Array, ref_log_probs: Array) -> Array:
