@@ -59,6 +59,9 @@ def main() -> None:
         f"{report['correlations']}; optimum: mean J {report['optimum']['mean_j']:.3f} at {report['optimum']['kl']:.2f} nats",
         highlight=False,
     )
+    if options.draws:
+        _measure_noise(bed, training, options, report)
+        console.print(_noise_table(report))
     for gradients, rate, steps, name in itertools.product(
         options.gradients, options.rates, options.steps, options.methods
     ):
@@ -73,8 +76,6 @@ def main() -> None:
         report["trained"].append({"gradients": gradients, "method": name, **settings, "seeds": _rows(seeds, values)})
         _write(report, options.json)
         console.print(_line(gradients, name, rate, steps, values, report), highlight=False)
-    if options.draws:
-        _measure_noise(bed, training, options, report)
     _write(report, options.json)
     _tables(report, console)
 
@@ -213,17 +214,19 @@ def _tables(report: dict[str, Any], console: Console) -> None:
         values = [Values(each["j"], each["kl"], each["seconds"]) for each in row["seeds"]]
         table.add_row(*_cells(row["gradients"], row["method"], row["learning_rate"], row["steps"], values, report))
     console.print(table)
-    noise = Table(
+
+
+def _noise_table(report: dict[str, Any]) -> Table:
+    table = Table(
         "where", "method", "gradients", "expert", "exact norm", "deviation", "along exact (error)", "signal / noise per rollout",
         box=None,
     )  # fmt: skip
     for row in report["noise"]:
-        noise.add_row(
+        table.add_row(
             row["where"], row["method"], row["gradients"], row["expert"], f"{row['norm']:.2f}", f"{row['deviation']:.2f}",
             f"{row['along']:.2f} ({row['along_error']:.2f})", f"{row['per_rollout']:.5f}",
         )  # fmt: skip
-    if report["noise"]:
-        console.print(noise)
+    return table
 
 
 if __name__ == "__main__":

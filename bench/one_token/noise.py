@@ -88,6 +88,5 @@ def measure(policy: OneTokenPolicy, method: Method, training: Training, kind: st
         square = float(exact[i].square().sum())
         variance = float(squares[:, i].mean() - (drawn.sums[i] / draws).square().sum()) * draws / (draws - 1)
         mean, error = float(along[:, i].mean()), float(along[:, i].std() / draws**0.5)
-        signal = square * mean**2
-        result[name] = Noise(square**0.5, variance**0.5, mean, error, signal / variance / rollouts)
+        result[name] = Noise(square**0.5, variance**0.5, mean, error, square / variance / rollouts)
     return result

@@ -1,4 +1,4 @@
-"""The testbed of one-word answers: its exact figures against second implementations, and its samples against the exact figures."""
+"""The testbed of one-word answers: exact figures against second implementations, samples against exact figures."""
 
 import json
 import shutil
