@@ -185,7 +185,8 @@ def _cells(
     return [
         gradients, name, f"{rate:g}", str(steps), f"{means.mean():.3f}{spread}",
         f"{means.mean() / report['optimum']['mean_j']:.1%}", "  ".join(f"{each:.2f}" for each in corners),
-        f"{np.mean([each.kl for each in values]):.2f}", f"{np.mean([each.seconds for each in values]):.0f}",
+        f"{np.mean([each.kl for each in values]):.2f}", f"{np.mean([each.entropy for each in values]):.2f}",
+        f"{np.mean([each.seconds for each in values]):.0f}",
     ]  # fmt: skip
 
 
@@ -211,7 +212,7 @@ def _tables(report: dict[str, Any], console: Console) -> None:
         "", "optimum", "", "", f"{report['optimum']['mean_j']:.3f}", "100.0%", corners, f"{report['optimum']['kl']:.2f}"
     )
     for row in report["trained"]:
-        values = [Values(each["j"], each["kl"], each["seconds"]) for each in row["seeds"]]
+        values = [Values(each["j"], each["kl"], each["entropy"], each["seconds"]) for each in row["seeds"]]
         table.add_row(*_cells(row["gradients"], row["method"], row["learning_rate"], row["steps"], values, report))
     console.print(table)
 

@@ -42,6 +42,7 @@ class Values(NamedTuple):
 
     j: list[float]  # (1 - alpha) w.R - alpha KL at the weightings of `GRID`
     kl: float  # nats, mean over them
+    entropy: float  # nats, mean over them and prompts; where it is near 0 the samples of a group are all one word
     seconds: float
 
     @property
@@ -140,7 +141,8 @@ def evaluate(bed: Bed, log_probs: Array, alpha: float, seconds: float = 0.0) -> 
     """Return the exact values of policies [W, P, N] at the weightings of `GRID`."""
     problem = bed.problem(alpha)
     j = (regularized_rewards(problem, log_probs) * GRID).sum(-1)
-    return Values(j.tolist(), float(kl(problem, log_probs).mean()), seconds)
+    entropy = -(np.exp(log_probs) * log_probs).sum(-1).mean()
+    return Values(j.tolist(), float(kl(problem, log_probs).mean()), float(entropy), seconds)
 
 
 def kl(problem: Problem, log_probs: Array) -> Array:

@@ -127,7 +127,9 @@ def test_no_trained_policy_beats_the_optimum_and_training_helps(bed, name):
         if gradients == EXACT:
             assert values.mean_j > 0  # the reference policy's
     untrained = np.repeat(bed.problem(TRAINING.alpha).ref_log_probs[None], len(GRID), axis=0)
-    assert evaluate(bed, untrained, TRAINING.alpha).mean_j == pytest.approx(0, abs=1e-9)
+    values, probs = evaluate(bed, untrained, TRAINING.alpha), np.exp(untrained[0])
+    assert values.mean_j == pytest.approx(0, abs=1e-9)
+    assert values.entropy == pytest.approx(-(probs * np.log(probs)).sum(-1).mean())
     assert kl(bed.problem(TRAINING.alpha), untrained).max() == pytest.approx(0, abs=1e-9)
 
 
