@@ -195,22 +195,12 @@ def _line(*row: Any) -> str:
 
 
 def _tables(report: dict[str, Any], console: Console) -> None:
-    corners = "  ".join(f"{each:.2f}" for each in report["optimum"]["corners"])
+    best = report["optimum"]
     table = Table(
-        "gradients",
-        "method",
-        "rate",
-        "steps",
-        "mean J (sd of seeds)",
-        "of optimum",
-        "J at corners",
-        "KL",
-        "s",
-        box=None,
-    )
-    table.add_row(
-        "", "optimum", "", "", f"{report['optimum']['mean_j']:.3f}", "100.0%", corners, f"{report['optimum']['kl']:.2f}"
-    )
+        "gradients", "method", "rate", "steps", "mean J (sd of seeds)", "of optimum", "J at corners", "KL", "entropy", "s", box=None
+    )  # fmt: skip
+    top = _cells("", "optimum", 0, 0, [Values(best["j"], best["kl"], best["entropy"], 0)], report)
+    table.add_row(*top[:2], "", "", *top[4:-1], "")
     for row in report["trained"]:
         values = [Values(each["j"], each["kl"], each["entropy"], each["seconds"]) for each in row["seeds"]]
         table.add_row(*_cells(row["gradients"], row["method"], row["learning_rate"], row["steps"], values, report))
