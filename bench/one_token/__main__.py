@@ -197,7 +197,8 @@ def _line(*row: Any) -> str:
 def _tables(report: dict[str, Any], console: Console) -> None:
     best = report["optimum"]
     table = Table(
-        "gradients", "method", "rate", "steps", "mean J (sd of seeds)", "of optimum", "J at corners", "KL", "entropy", "s", box=None
+        "gradients", "method", "rate", "steps", "mean J (sd of seeds)", "of optimum", "J at corners", "KL", "entropy", "s",
+        box=None,
     )  # fmt: skip
     top = _cells("", "optimum", 0, 0, [Values(best["j"], best["kl"], best["entropy"], 0)], report)
     table.add_row(*top[:2], "", "", *top[4:-1], "")
