@@ -216,7 +216,7 @@ def _noise_table(report: dict[str, Any]) -> Table:
     for row in report["noise"]:
         table.add_row(
             row["where"], row["method"], row["gradients"], row["expert"], f"{row['norm']:.2f}", f"{row['deviation']:.2f}",
-            f"{row['along']:.2f} ({row['along_error']:.2f})", f"{row['per_rollout']:.5f}",
+            f"{row['along']:.2f} ({row['along_error']:.2f})", "none" if row["per_rollout"] is None else f"{row['per_rollout']:.5f}",
         )  # fmt: skip
     return table
 

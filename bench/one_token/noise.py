@@ -13,6 +13,7 @@ from clp_lightning.config.parameters import Training
 from clp_lightning.steering.experts import Experts
 
 STILL = 1e-30  # a learning rate at which nothing moves
+TINY = 1e-30  # less is no gradient at all
 
 
 class Noise(NamedTuple):
@@ -42,7 +43,9 @@ class Collect(Callback):
         self.sums = each if self.sums is None else [a + b for a, b in zip(self.sums, each, strict=True)]
         self.squares.append([float(g.square().sum()) for g in each])
         if self.exact is not None:
-            self.along.append([float(g @ e / e.square().sum()) for g, e in zip(each, self.exact, strict=True)])
+            self.along.append(
+                [float(g @ e / e.square().sum().clamp(min=TINY)) for g, e in zip(each, self.exact, strict=True)]
+            )
 
 
 class Halfway(Callback):
@@ -88,5 +91,6 @@ def measure(policy: OneTokenPolicy, method: Method, training: Training, kind: st
         square = float(exact[i].square().sum())
         variance = float(squares[:, i].mean() - (drawn.sums[i] / draws).square().sum()) * draws / (draws - 1)
         mean, error = float(along[:, i].mean()), float(along[:, i].std() / draws**0.5)
-        result[name] = Noise(square**0.5, variance**0.5, mean, error, square / variance / rollouts)
+        per_rollout = square / variance / rollouts if variance > TINY else None
+        result[name] = Noise(square**0.5, max(variance, 0.0) ** 0.5, mean, error, per_rollout)
     return result

@@ -152,6 +152,18 @@ def test_sampled_gradients_average_to_the_exact_one(bed, name, gradients):
             torch.testing.assert_close(one, other, atol=1e-20, rtol=0)  # measuring moves nothing
 
 
+def test_a_policy_that_always_says_one_word_has_neither_gradient_nor_noise(bed):
+    with lend(bed, METHODS["soups"]) as policy:
+        for name, layer in policy.experts.layers.items():
+            if name == "lm_head":  # B A x with A x > 0 for every prompt: the first word's logit alone rises
+                state = torch.cat([bed.hidden(torch.tensor([i]))[0] for i in range(4)]).mean(0)
+                layer.a.data[:] = state / state.norm()
+                layer.b.data[0] = 1e4
+        noise = measure(policy, METHODS["soups"], TRAINING, SAMPLED, 2)
+        assert {each.per_rollout for each in noise.values()} == {None}
+        assert {each.deviation for each in noise.values()} == {0.0}
+
+
 @pytest.fixture
 def project(tmp_path, folder):
     rows = pd.DataFrame({"id": range(12), "service": list("abcd") * 3, "document": TEXTS[:12], "summary": TEXTS[:12]})
