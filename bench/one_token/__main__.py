@@ -214,9 +214,10 @@ def _noise_table(report: dict[str, Any]) -> Table:
         box=None,
     )  # fmt: skip
     for row in report["noise"]:
+        ratio = "none" if row["per_rollout"] is None else f"{row['per_rollout']:.5f}"
         table.add_row(
             row["where"], row["method"], row["gradients"], row["expert"], f"{row['norm']:.2f}", f"{row['deviation']:.2f}",
-            f"{row['along']:.2f} ({row['along_error']:.2f})", "none" if row["per_rollout"] is None else f"{row['per_rollout']:.5f}",
+            f"{row['along']:.2f} ({row['along_error']:.2f})", ratio,
         )  # fmt: skip
     return table
 
