@@ -114,7 +114,7 @@ def _means(concentration: float) -> tuple[Array, Array]:
     count = len(OBJECTIVES)
     lattice = simplex.lattice(count, 4)
     drawn = simplex.dirichlet(np.random.default_rng(0), 100_000, count, concentration=concentration)
-    turned = simplex.rotations(drawn)  # so that no objective has more than its share
+    turned = simplex.rotations(drawn).reshape(-1, count)  # so that no objective has more than its share
     cell = np.eye(len(lattice))[((turned[:, None] - lattice) ** 2).sum(-1).argmin(1)]
     shares = cell.mean(0)
     return (cell.T @ turned) / len(turned) / shares[:, None], shares
