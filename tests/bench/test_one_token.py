@@ -144,7 +144,8 @@ def test_sampled_gradients_average_to_the_exact_one(bed, name, gradients):
         if not method.relabel:  # its weights are 1 at the start; later they are cut, so that it is biased
             trained_a_little(policy)
         before = [parameter.clone() for parameter in policy.experts.parameters()]
-        noise = measure(policy, method, TRAINING, gradients, 40)
+        many = TRAINING.model_copy(update={"samples_per_prompt": 32})  # so that 40 minibatches can tell
+        noise = measure(policy, method, many, gradients, 40)
         for expert in noise.values():
             assert abs(expert.along - 1) < 4 * expert.along_error
             assert expert.along_error < 0.5 and expert.per_rollout > 0
