@@ -1,0 +1,1 @@
+"""A testbed between oracle and language: the pretrained model with answers of one word, where everything is exact."""
