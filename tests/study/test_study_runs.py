@@ -145,7 +145,6 @@ def test_arms_of_another_wait_for_its_run(project, tmp_path):
     assert command(root).wait(300) == 0
     rows = {row["arm"]: row for row in table.read(root / "runs.csv").runs}
     assert set(rows) == {"clp-full", "same", "less"} and rows["same"]["mean_j"] == rows["clp-full"]["mean_j"]
-    assert rows["same"]["seconds"] < rows["clp-full"]["seconds"]
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(project, tmp_path, parent):

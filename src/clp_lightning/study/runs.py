@@ -238,6 +238,8 @@ def _stated(values: Any) -> Any:
     """Leave out what is off (null, false, empty): a setting that did not exist yet when a run was made changes no hash."""
     if isinstance(values, Mapping):
         kept = {key: _stated(value) for key, value in values.items()}
+        # A 0 goes too, since 0 == False. It has to: seed and evaluation.off_grid are 0 in rows that exist, whose hashes would
+        # change. Nothing is hidden: where null means something else than 0, the setting refuses 0.
         return {key: value for key, value in kept.items() if value not in (None, False, {}, [])}
     if isinstance(values, list | tuple):
         return [_stated(value) for value in values]
