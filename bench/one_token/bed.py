@@ -56,7 +56,7 @@ class Bed:
         with torch.no_grad():
             probable = logits_of(model, self.hidden(everything))[:, 0].softmax(-1).mean(0)
         ids, self.words = _allowed(probable, tokenizer, counts, words)
-        embeddings = model.get_input_embeddings().weight.detach()
+        embeddings: Tensor = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
         head = nn.Linear(embeddings.shape[1], words, bias=False)
         output: Any = model.get_output_embeddings()
         head.weight = nn.Parameter(output.weight[ids].detach().clone(), requires_grad=False)
@@ -118,7 +118,7 @@ class Bed:
             past_key_values=cache,
             use_cache=True,
         )
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc, union-attr]
 
     def _fit(self, embeddings: Tensor, ids: Tensor) -> Array:
         """Return how much better a word goes with this prompt than with the others, [P, N].

@@ -24,8 +24,8 @@ class Noise(NamedTuple):
     along: float  # mean of the sampled gradients along the exact one, in units of it; 1 where they are unbiased
     along_error: float  # its standard error
     per_rollout: (
-        float  # squared norm of their mean's part along the exact one, over the variance, over the rollouts of a step
-    )
+        float | None
+    )  # squared norm of the exact one over variance and rollouts of a step; None without variance
 
 
 class Collect(Callback):

@@ -17,6 +17,7 @@ from clp_lightning.evaluation.prompts import draw_prompts
 from clp_lightning.evaluation.results import evaluate_into
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.promotion import champion
+from clp_lightning.store.queries import Store
 
 
 @pytest.fixture
@@ -43,6 +44,26 @@ def test_the_grid_on_the_test_prompts_gives_what_the_pipeline_measured(project):
     assert row["intervals"]["brevity"][1] - row["rewards"]["brevity"] == pytest.approx(half, rel=1e-3)
 
 
+def test_j_is_what_the_store_has(project):
+    config = load_config("params.yaml")
+    frame = pd.read_parquet("results/clp-full/results.parquet")
+    found = on_demand.measure_objective(frame, config, grid=True)
+    store = Store(project / "frontier.duckdb")
+    run = store.run(None)["run_id"]
+    stored = store.objective(run)
+    stored = stored[stored.method == "clp-full"]
+    np.testing.assert_allclose([point["j"] for point in found["by_weighting"]], stored.j)
+    np.testing.assert_allclose([point["kl"] for point in found["by_weighting"]], stored.kl)
+    metrics = store.metrics(run)
+    metrics = metrics[(metrics.method == "clp-full") & metrics.target.isna()].set_index("metric")
+    assert found["mean_j"] == pytest.approx(metrics.value["mean_j"])
+    assert found["mean_kl"] == pytest.approx(metrics.value["mean_kl"])
+    low, high = found["mean_j_interval"]
+    assert high - found["mean_j"] == pytest.approx(found["mean_j"] - low) and low < metrics.value["mean_j"] < high
+    alone = on_demand.measure_objective(frame.assign(group="one"), config, grid=True)
+    assert alone["mean_j_interval"] is None and alone["mean_j"] == found["mean_j"]
+
+
 def test_the_champion_on_own_prompts(project):
     champion.keep("abc", "clp-full", champion.Path("results/clp-full"))
     champion.crown("abc", "clp-full", "2026-01-01T00:00:00", against=None)
@@ -53,6 +74,9 @@ def test_the_champion_on_own_prompts(project):
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["model"] == "models/kept/abc/clp-full" and report["prompts"] == 2
     (point,) = report["points"]
+    alpha, kl = report["alpha"], point["monitors"]["kl"]
+    assert report["mean_j"] == pytest.approx((1 - alpha) * point["rewards"]["brevity"] - alpha * kl)
+    assert report["by_weighting"][0]["j"] == report["mean_j"] and report["mean_kl"] == pytest.approx(kl)
     assert point["weighting"] == {"informativeness": 0.0, "brevity": 1.0} and point["monitors"]["rouge_l"] is None
     assert pd.read_parquet("answers.parquet").document.tolist() == [
         "create bucket: [/b] The name of the bucket.", "delete key",
@@ -60,6 +84,7 @@ def test_the_champion_on_own_prompts(project):
     (project / "one.txt").write_text("delete key " * 100 + "\n")
     done = CliRunner().invoke(app, [*command[:4], "one.txt", *command[5:]])
     assert done.exit_code == 0 and "0:1" in done.output.replace(" ", "")
+    assert "J = (1 - alpha) w.R - alpha KL, alpha 0." in " ".join(done.output.split())
     assert "clp: warning: prompt 1: " in done.stderr and "; its end is left out\n" in done.stderr
 
 

@@ -91,6 +91,61 @@ def test_a_runs_parameter_file_states_its_configuration(tmp_path):
         assert load_config(tmp_path / "params.yaml") == run.config
 
 
+SCALED = {"of": "soups", "decoding": {"kind": "scaled", "factor": 0.8}}
+
+
+def test_an_arm_of_another_decodes_from_each_of_its_runs():
+    values = copy.deepcopy(VALUES)
+    values["arms"]["soups"]["budgets"] = [3]
+    values["arms"] |= {"less": SCALED, "more": {"of": "soups", "decoding": {"kind": "scaled", "factor": 1.3}}}
+    runs, before = runs_of(values), runs_of(VALUES)
+    of = [run for run in runs.values() if run.trained]
+    assert [run.name for run in of if run.arm == "less"] == [
+        f"{panel}/less x3 seed {seed}" for seed in (3, 4) for panel in ("two", "three")
+    ]  # the budgets of soups
+    less, more, soups = (runs["two", arm, 3, 3] for arm in ("less", "more", "soups"))
+    assert less.trained == soups and less.method == "rewarded-soups" and less.rollouts == soups.rollouts == 3744
+    assert less.settings == "of=soups decoding.kind=scaled decoding.factor=0.8"
+    assert less.config.compared == ("reference", "soups", "less") and less.config.training == soups.config.training
+    assert less.shared_hash == soups.shared_hash
+    # of the trained run and the decoding, whatever the arms are called; the trained runs are what they were
+    assert len({less.config_hash, more.config_hash, soups.config_hash}) == 3
+    assert all(runs[key].config_hash == run.config_hash for key, run in before.items() if key in runs)
+    values["arms"] = {"a": {"method": "rewarded-soups", "rollouts": "per_expert"}, "b": SCALED | {"of": "a"}}
+    assert runs_of(values)["two", "b", 3, 4].config_hash == less.config_hash
+    values["arms"]["a"]["training"] = {"learning_rate": 1e-3}
+    assert runs_of(values)["two", "b", 3, 4].config_hash != less.config_hash
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"of": "soup"}, "arms.x.of: soup is no trained arm of panel three; trained are clp-full, groups-of-8, smoothed, soups"),
+        ({"of": "x"}, "arms.x.of: x is no trained arm of panel three"),
+        ({"method": "clp-full"}, "arms.x.method: unknown key"),
+        ({"decoding": {"kind": "best_of", "samples": 4}}, "arms.x.decoding: best_of draws from the reference policy, not from a"),
+        ({"decoding": {"kind": "scaled", "factor": 0}}, "arms.x.decoding.factor: input should be greater than 0, but found 0"),
+        ({"decoding": {"kind": "scale"}}, "arms.x.decoding: expected a kind among"),
+        ({"of": "smoothed", "budgets": [1, 3]}, "arms.x.budgets: arm smoothed has no runs of 3; remove it, or add it there"),
+        ({"budgets": [1, 1]}, "arms.x.budgets: 1 is there twice"),
+    ],
+)  # fmt: skip
+def test_a_wrong_arm_of_another_is_one_line(tmp_path, arm, message):
+    file = tmp_path / "wrong.yaml"
+    YAML(typ="safe", pure=True).dump(VALUES | {"arms": VALUES["arms"] | {"x": SCALED | arm}}, file)
+    with pytest.raises(UsageError) as raised:
+        load_study(str(file))
+    line = str(raised.value)
+    assert message in line and line.startswith(f"{file}: ") and "\n" not in line
+
+
+def test_a_decoding_that_the_trained_arm_does_not_take_is_one_line():
+    values = copy.deepcopy(VALUES)
+    values["arms"]["x"] = {"of": "smoothed", "decoding": {"kind": "kl_strength", "alpha": 0.2}}
+    with pytest.raises(UsageError, match=r"^arms.x: derived.x.decoding.kind: kl_strength needs several rewards"):
+        runs_of(values)
+
+
 def test_a_run_that_is_there_with_other_settings_is_named():
     run = runs_of(VALUES)["two", "clp-full", 1, 3]
     row = dict(zip(("study", "panel", "arm", "budget", "seed"), run.key, strict=True))

@@ -1,5 +1,6 @@
 """Studies that really train: a tiny project, every run a process, interruptions, and what is refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tiny_study import write_project
+from ruamel.yaml import YAML
+from tiny_study import STUDY, write_project
 
 from clp_lightning.errors import ClpError
 from clp_lightning.study import folders, table, worker
 from clp_lightning.study.definition import load_study
-from clp_lightning.study.runs import plan
+from clp_lightning.study.runs import outstanding, plan
 from clp_lightning.study.schedule import Place, last_line, run_study
 
 
@@ -71,6 +73,80 @@ def test_a_run_leaves_its_row_and_shares_what_is_the_same(project, tmp_path, par
     assert sorted(path.name for path in folder.rglob("*.safetensors") if not path.is_symlink()) == [
         "experts.safetensors"
     ]
+
+
+def with_scaled(root):
+    """Add arms that decode from clp-full, before it in the file."""
+    study = dict(STUDY, seeds=[5], budgets=[1], arms={
+        "same": {"of": "clp-full", "decoding": {"kind": "scaled", "factor": 1.0}},
+        "less": {"of": "clp-full", "decoding": {"kind": "scaled", "factor": 0.01}},
+        "clp-full": {"method": "clp-full", "training": {"learning_rate": 0.1}},
+    })  # fmt: skip
+    with (root / "conf/studies/tiny.yaml").open("w") as stream:
+        YAML(typ="safe", pure=True).dump(study, stream)
+    return {run.arm: run for run in runs_of(root)}
+
+
+def test_an_arm_of_another_evaluates_its_policy_and_trains_nothing(project, tmp_path, parent, capsys):
+    root = copied(project, tmp_path)
+    runs, place = with_scaled(root), Place(root, root / "work", root / "runs.csv")
+    with pytest.raises(ClpError, match="1 run of study tiny failed"):
+        run_study([runs["less"]], place, jobs=1, threads=1)
+    assert (
+        "own/less x1 seed 5: failed: it takes the policy of own/clp-full x1 seed 5, which is not done; run that too, e.g. with "
+        "--arm clp-full"
+    ) in " ".join(capsys.readouterr().out.split())
+    rows = {}
+    for arm in ("clp-full", "same", "less"):
+        folder, status = train(root, runs[arm])
+        assert status == 0, (folder / "log.txt").read_text()
+        result = json.loads((folder / "row.json").read_text())
+        table.add(place.table, result["run"], result["points"], result["axes"])
+        rows[arm] = table.read(place.table).find(runs[arm].key)
+    assert [path for path in folder.rglob("*.safetensors") if not path.is_symlink()] == []
+    trained, same, less = rows["clp-full"], rows["same"], rows["less"]
+    for key in ("learning_rate", "gradient_clip", "gradient_norm", "clipped", "rollouts", "method", "axes"):
+        assert trained[key] == same[key] == less[key]
+    # a factor of 1 is the policy as it was trained, answer for answer; little of the update is nearer to the reference (KL is an
+    # estimate, which may be below 0 where there is next to none)
+    assert same["mean_j"] == trained["mean_j"] and same["mean_kl"] == trained["mean_kl"]
+    assert abs(less["mean_kl"]) < abs(trained["mean_kl"])
+    assert less["settings"] == "of=clp-full decoding.kind=scaled decoding.factor=0.01"
+    assert less["config"] == runs["less"].config_hash[:12] and not outstanding(
+        [*runs.values()], table.read(place.table), root
+    )
+
+
+def test_a_policy_that_is_gone_names_the_run_to_do_again(project, tmp_path, parent, capsys):
+    root = copied(project, tmp_path)
+    runs, place = with_scaled(root), Place(root, root / "work", root / "runs.csv")
+    folder, _ = train(root, runs["clp-full"])
+    result = json.loads((folder / "row.json").read_text())
+    table.add(place.table, result["run"], result["points"], result["axes"])
+    for change in (
+        lambda: (folder / "row.json").write_text(
+            (folder / "row.json").read_text().replace(result["run"]["date"], "2001")
+        ),
+        lambda: shutil.rmtree(folder),
+    ):
+        change()  # another training than the row's; none
+        with pytest.raises(ClpError, match="1 run of study tiny failed"):
+            run_study([runs["less"]], place, jobs=1, threads=1)
+        line = " ".join(capsys.readouterr().out.split())
+        assert "own/less x1 seed 5: failed: the policy of own/clp-full x1 seed 5 is not in " in line
+        assert "delete that run's row and run it again, or name its folder with --work" in line
+    changed = dataclasses.replace(runs["clp-full"], split="test")
+    with pytest.raises(ClpError, match="own/clp-full x1 seed 5 of study tiny was run with other settings"):
+        run_study([dataclasses.replace(runs["less"], trained=changed)], place, jobs=1, threads=1)
+
+
+@pytest.mark.slow
+def test_arms_of_another_wait_for_its_run(project, tmp_path):
+    root = copied(project, tmp_path)
+    with_scaled(root)
+    assert command(root).wait(300) == 0
+    rows = {row["arm"]: row for row in table.read(root / "runs.csv").runs}
+    assert set(rows) == {"clp-full", "same", "less"} and rows["same"]["mean_j"] == rows["clp-full"]["mean_j"]
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(project, tmp_path, parent):

@@ -69,7 +69,7 @@ def evaluate(
     params: Annotated[Path, typer.Option(help="Parameter file of the project.")] = Path("params.yaml"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure a policy's rewards at any weightings, on the test prompts, the validation prompts or your own.
+    """Measure a policy's J, rewards and KL at any weightings, on the test prompts, the validation prompts or your own.
 
     Example: clp evaluate --model champion --weighting informativeness=0.9,brevity=0.1 --prompts prompts.txt
     """
@@ -95,19 +95,27 @@ def evaluate(
         with atomic(out) as beside:
             frame.to_parquet(beside, index=False)
     rows = on_demand.summarize(frame, config.objectives)
+    measured = on_demand.measure_objective(frame, config, grid=not weighting)
     if as_json:
-        report = {"model": str(model), "prompts": int(frame.prompt_id.nunique()), "seed": seed, "points": rows}
+        report = {
+            "model": str(model),
+            "prompts": int(frame.prompt_id.nunique()),
+            "seed": seed,
+            **measured,
+            "points": rows,
+        }
         report["split"] = None if prompts else split or "test"
         print(json.dumps(report))
         return
     from rich.console import Console
 
-    from clp_lightning.report.points import print_points
+    from clp_lightning.report.points import print_objective, print_points
 
     shown = {"objectives": config.objectives, "methods": [{"method": model.name, "points": rows}]}
     asked = plural(frame.prompt_id.nunique(), f"{split} prompt" if split else "prompt")
     title = f"{model}, {asked}: mean standardized rewards [95 % interval]"
-    print_points(shown, title, Console())
+    print_objective(measured, console := Console())
+    print_points(shown, title, console)
 
 
 def prune(

@@ -84,6 +84,7 @@ def _list(runs: "Sequence[Run]", table: Path) -> None:
 
     left = {run.key for run in outstanding(runs, read(table), table)}
     for run in runs:
-        print(f"{'to do' if run.key in left else 'done '}  {run.rollouts:>6} rollouts  {run.name}")
-    rollouts = sum(run.rollouts for run in runs if run.key in left)
+        drawn = 0 if run.trained else run.rollouts
+        print(f"{'to do' if run.key in left else 'done '}  {drawn:>6} rollouts  {run.name}")
+    rollouts = sum(run.rollouts for run in runs if run.key in left and run.trained is None)
     print(f"{len(left)} of {plural(len(runs), 'run')} to do, {rollouts} rollouts")

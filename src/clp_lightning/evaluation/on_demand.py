@@ -13,6 +13,9 @@ from clp_lightning.config.parameters import Config
 from clp_lightning.data.splits import references
 from clp_lightning.errors import ClpError, UsageError
 from clp_lightning.files import read_json, utf8
+from clp_lightning.frontier.bootstrap import cluster_bootstrap
+from clp_lightning.frontier.objective import objective, split_weightings
+from clp_lightning.weightings import on_lattice
 
 
 def own_prompts(path: Path) -> pd.DataFrame:
@@ -89,6 +92,45 @@ def summarize(frame: pd.DataFrame, objectives: tuple[str, ...]) -> list[dict[str
             },
         })  # fmt: skip
     return rows
+
+
+def measure_objective(frame: pd.DataFrame, config: Config, *, grid: bool) -> dict[str, Any]:
+    """Return what training maximizes, J(w) = (1 - alpha) w.R - alpha KL with KL in nats per answer, as `clp frontier` has it.
+
+    `by_weighting`: `weighting`, `j` with its 95 % `interval` and `kl`; `mean_j`, its `mean_j_interval` and `mean_kl` are over
+    all of them, with `grid` over the evenly spaced ones. Intervals are over groups of prompts (`frontier.bootstrap`), None
+    when all are of one.
+    """
+    names, mean = config.objectives, frame.groupby(["weighting_id", "prompt_id"])
+    weightings = frame.groupby("weighting_id")[[f"w:{name}" for name in names]].first().to_numpy()
+    rewards = mean[[f"reward:{name}" for name in names]].mean().to_numpy().reshape(len(weightings), -1, len(names))
+    kl = mean["monitor:kl"].mean().to_numpy().reshape(len(weightings), -1)  # [M, P]
+    weights, alphas = split_weightings(weightings, config.training.alpha)
+    j = objective(rewards.swapaxes(0, 1), kl.T, weights, alphas).T
+    over = np.ones(len(weightings), dtype=bool)
+    if grid and len(names) > 1:
+        over = on_lattice(weightings, config.evaluation.weightings)
+    groups = frame.groupby("prompt_id")["group"].first()
+    rows = np.vstack([j, j[over].mean(0)])
+    intervals: list[list[float] | None] = [None] * len(rows)
+    if groups.nunique() > 1:
+        bootstrap = cluster_bootstrap(rows, groups.to_numpy(), config.evaluation.bootstrap_draws, config.seed)
+        intervals = [list(bootstrap.interval(versions)) for versions in bootstrap.averages(rows)]
+    return {
+        "alpha": config.training.alpha,
+        "mean_j": float(rows[-1].mean()),
+        "mean_j_interval": intervals[-1],
+        "mean_kl": float(kl[over].mean()),
+        "by_weighting": [
+            {
+                "weighting": dict(zip(names, map(float, weightings[m]), strict=True)),
+                "j": float(j[m].mean()),
+                "interval": intervals[m],
+                "kl": float(kl[m].mean()),
+            }
+            for m in range(len(weightings))
+        ],
+    }
 
 
 def _interval(values: pd.Series) -> list[float] | None:

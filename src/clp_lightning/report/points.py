@@ -73,6 +73,21 @@ def _points_table(comparison: Mapping[str, Any], title: str, columns: Mapping[st
     return table
 
 
+def print_objective(measured: Mapping[str, Any], console: Console) -> None:
+    """Print J of one policy: its mean, then J at each weighting, with KL beside it."""
+    table = Table(title=f"J = (1 - alpha) w.R - alpha KL, alpha {measured['alpha']:g} [95 % interval]", **LOOK)
+    for name in ("w", "J", "KL"):
+        table.add_column(name, justify="right", no_wrap=True)
+    interval = measured["mean_j_interval"]
+    table.add_row(
+        "mean", with_interval(measured["mean_j"], interval, 3), f"{measured['mean_kl']:z.2f}", end_section=True
+    )
+    for point in measured["by_weighting"]:
+        j = with_interval(point["j"], point["interval"], 3)
+        table.add_row(weighting_label(point["weighting"]), j, f"{point['kl']:z.2f}")
+    console.print(table)
+
+
 def print_by_weighting(comparison: Mapping[str, Any], console: Console) -> None:
     """Print J of every method at each weighting, with what the best method there has more; nothing where a run has no J."""
     methods = [method for method in comparison["methods"] if method["by_weighting"]]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from clp_lightning.config.methods import BestOf, Derived
 from clp_lightning.config.parameters import read_values
 from clp_lightning.config.problems import first_problem
 from clp_lightning.config.types import Name, Section
@@ -37,12 +38,25 @@ class Arm(Section):
         return training
 
 
+class DerivedArm(Derived):
+    """A line of the picture that trains nothing: another way to decode from the policies of the arm `of`."""
+
+    budgets: Annotated[list[Budget], Field(min_length=1)] | None = None  # of the trained arm's; all of them by default
+
+
+def _kind(arm: Any) -> str:
+    return "derived" if isinstance(arm, DerivedArm) or (isinstance(arm, dict) and "of" in arm) else "trained"
+
+
+AnyArm = Annotated[Annotated[Arm, Tag("trained")] | Annotated[DerivedArm, Tag("derived")], Discriminator(_kind)]
+
+
 class Panel(Section):
     """One recipe: a panel of the picture, within which runs are compared."""
 
     recipe: Name  # conf/RECIPE.yaml; default: params.yaml itself
     settings: dict[str, Any] = Field(default_factory=dict)  # merged over the recipe, like a recipe over params.yaml
-    arms: dict[Name, Arm] = Field(
+    arms: dict[Name, AnyArm] = Field(
         default_factory=dict
     )  # of this panel only, or in place of the study's arm of that name
 
@@ -55,7 +69,7 @@ class Study(Section):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]  # of training
     budgets: Annotated[list[Budget], Field(min_length=1)]
     panels: Annotated[dict[Name, Panel], Field(min_length=1)]
-    arms: dict[Name, Arm]  # of every panel; the first is compared with the others
+    arms: dict[Name, AnyArm]  # of every panel; the first is compared with the others
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
@@ -71,11 +85,38 @@ class Study(Section):
         for name in self.panels:
             if not self.arms_of(name):
                 raise ValueError(f"panels.{name}: no arm; name some under arms")
+            self._check_derived(name)
         return self
 
-    def arms_of(self, panel: str) -> dict[str, Arm]:
+    def _check_derived(self, panel: str) -> None:
+        arms = self.arms_of(panel)
+        trained = {name: arm for name, arm in arms.items() if isinstance(arm, Arm)}
+        for name, arm in arms.items():
+            if isinstance(arm, Arm):
+                continue
+            where = f"panels.{panel}.arms.{name}" if name in self.panels[panel].arms else f"arms.{name}"
+            if isinstance(arm.decoding, BestOf):
+                raise ValueError(
+                    f"{where}.decoding: best_of draws from the reference policy, not from a trained arm; take another kind"
+                )
+            if arm.of not in trained:
+                known = ", ".join(trained) or "none"
+                raise ValueError(f"{where}.of: {arm.of} is no trained arm of panel {panel}; trained are {known}")
+            budgets = trained[arm.of].budgets or self.budgets
+            if lost := [budget for budget in arm.budgets or [] if budget not in budgets]:
+                raise ValueError(
+                    f"{where}.budgets: arm {arm.of} has no runs of {lost[0]:g}; remove it, or add it there"
+                )
+
+    def arms_of(self, panel: str) -> dict[str, Arm | DerivedArm]:
         """Return the arms of a panel: the study's and its own, which take the place of those with the same name."""
         return {**self.arms, **self.panels[panel].arms}
+
+    def budgets_of(self, panel: str, arm: str) -> list[float]:
+        """Return the budgets of an arm: its own, those of the arm it is derived from, or the study's."""
+        row = self.arms_of(panel)[arm]
+        of = self.arms_of(panel)[row.of].budgets if isinstance(row, DerivedArm) else None
+        return row.budgets or of or self.budgets
 
 
 def studies(root: Path | str = ".") -> list[str]:

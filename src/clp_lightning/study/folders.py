@@ -2,12 +2,13 @@
 
 WORK/shared/RECIPE-HASH/   params.yaml, data/, models/ (base, reference, learned rewards), results/ (reference)
 WORK/runs/STUDY/PANEL/ARM/xBUDGET-seedSEED-HASH/   params.yaml, run.json, log.txt, models/ARM, results/ARM, row.json
+(a run that trains nothing links to the policy of the run that did)
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def prepare_run(run: Run, work: Path, root: Path, commit: str) -> Path:
         "method": run.method, "split": run.split, "settings": run.settings, "config": run.config_hash[:12],
         "rollouts": run.rollouts, "commit": commit,
     }  # fmt: skip
+    if run.trained is not None:  # when its policy is trained anew, its answers are others
+        spec["trained"] = _row(run.trained, work)["date"]
     if _spec(folder) == spec:
         return folder
     with locked(folder, wait=False):
@@ -63,9 +66,22 @@ def prepare_run(run: Run, work: Path, root: Path, commit: str) -> Path:
     models = [paths.MODELS / name for name in ("base", "reference", *run.config.reward_models)]
     for path in (paths.CORPUS, paths.NORMALIZATION, *models):
         _link(shared / path, folder / path)
+    if run.trained is not None:
+        policy = paths.MODELS / run.trained.arm
+        _link(run_folder(run.trained, work) / policy, folder / policy)
     _write_parameters(in_precision(run.config, shared), folder)
     write_json(folder / SPEC, spec)
     return folder
+
+
+def check_trained(run: Run, work: Path, row: Mapping[str, Any]) -> None:
+    """Raise `ClpError` unless the policy of a run with this row of the table is still in its folder."""
+    folder = run_folder(run, work)
+    policy = folder / paths.MODELS / run.arm / paths.CARD
+    if not policy.is_file() or _row(run, work).get("date") != row["date"]:
+        raise ClpError(
+            f"the policy of {run.name} is not in {folder}; delete that run's row and run it again, or name its folder with --work"
+        )
 
 
 def stages(config: Config, split: str) -> Iterator[tuple[str, str | None]]:
@@ -110,8 +126,17 @@ def _write_parameters(config: Config, folder: Path) -> None:
 
 
 def _spec(folder: Path) -> Any:
+    return _read(folder / SPEC)
+
+
+def _row(run: Run, work: Path) -> dict[str, Any]:
+    """Return the row that a run left in its folder; empty when there is none."""
+    return (_read(run_folder(run, work) / RESULT) or {}).get("run", {})
+
+
+def _read(file: Path) -> Any:
     try:
-        return json.loads((folder / SPEC).read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

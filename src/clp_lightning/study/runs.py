@@ -14,7 +14,7 @@ from clp_lightning.config.parameters import Config, check_values, load_config, r
 from clp_lightning.config.recipes import DEFAULT, compose, recipes
 from clp_lightning.errors import ClpError, UsageError, one_line
 from clp_lightning.files import fingerprint
-from clp_lightning.study.definition import Arm, Study
+from clp_lightning.study.definition import Arm, DerivedArm, Study
 from clp_lightning.study.table import Tables
 
 OWN_RECIPE = "default"  # params.yaml itself
@@ -26,7 +26,7 @@ IDLE = {"training": ("seed", "checkpoint_every"), "evaluation": ("bootstrap_draw
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training and its evaluation: where it stands in the study, and its parameters."""
+    """One training and its evaluation, or the evaluation alone: where it stands in the study, and its parameters."""
 
     study: str
     panel: str
@@ -38,6 +38,7 @@ class Run:
     split: str
     settings: str  # what the arm's training does otherwise than the recipe's, in words
     config: Config
+    trained: "Run | None" = None  # of an arm that trains nothing: the run whose policy it decodes from
 
     @property
     def key(self) -> tuple[str, str, str, float, int]:
@@ -51,13 +52,15 @@ class Run:
 
     @property
     def rollouts(self) -> int:
-        """Answers that the training draws."""
+        """Answers that the training drew from whose policy this run samples."""
         return self.config.training.steps * rollouts_per_step(self.config)
 
     @property
     def config_hash(self) -> str:
         """Hash of everything that decides the outcome but for the seed and the name of the arm."""
         values = self.config.model_dump()
+        if self.trained is not None:
+            return fingerprint(self.trained.config_hash, _stated(values["derived"][self.arm]["decoding"]))
         for section, keys in IDLE.items():
             values[section] = {key: value for key, value in values[section].items() if key not in keys}
         values = {key: value for key, value in values.items() if key != "promotion"}
@@ -93,8 +96,8 @@ def plan(
     cells = [
         (budget, seed, panel, arm)
         for panel in study.panels
-        for arm, row in study.arms_of(panel).items()
-        for budget in row.budgets or study.budgets
+        for arm in study.arms_of(panel)
+        for budget in study.budgets_of(panel, arm)
         for seed in study.seeds
     ]
     order = [(panel, arm) for panel in study.panels for arm in study.arms_of(panel)]
@@ -106,7 +109,7 @@ def plan(
         if lost := [value for value in chosen if value not in known]:
             raise UsageError(f"--{what} {lost[0]}: not in study {name}, which has {', '.join(map(str, known))}")
         cells = [cell for cell in cells if cell[position] in chosen]
-    return [_run(name, study, panels[at][0], arms[at, arm], at, arm, budget, seed) for budget, seed, at, arm in cells]
+    return [_run(name, study, panels[at][0], arms, at, arm, budget, seed) for budget, seed, at, arm in cells]
 
 
 def outstanding(runs: Sequence[Run], tables: Tables, path: Path) -> list[Run]:
@@ -136,8 +139,11 @@ def _panel(study: Study, panel: str, root: Path) -> tuple[Config, Any]:
 
 
 def _arm(study: Study, panel: tuple[Config, Any], at: str, arm: str) -> Config:
-    """Return what an arm trains: the panel's configuration with its one method, before budget and seed."""
-    (_, values), row, where = panel, study.arms_of(at)[arm], f"arms.{arm}"
+    """Return what an arm trains or decodes from: the panel's configuration with its one method, before budget and seed."""
+    (_, values), given, where = panel, study.arms_of(at)[arm], f"arms.{arm}"
+    derived = {arm: given.model_dump(include={"of", "decoding"})} if isinstance(given, DerivedArm) else {}
+    of, row = (given.of, study.arms_of(at)[given.of]) if isinstance(given, DerivedArm) else (arm, given)
+    assert isinstance(row, Arm)
     table = values["methods"]
     if isinstance(row.method, str) and row.method not in table:
         raise UsageError(
@@ -146,13 +152,31 @@ def _arm(study: Study, panel: tuple[Config, Any], at: str, arm: str) -> Config:
     method: Any = OmegaConf.to_container(table[row.method]) if isinstance(row.method, str) else dict(row.method)
     own = method.pop("training", None) or {}  # part of the run's settings, as the arm's own is
     alone: Any = OmegaConf.merge(values, {})
-    alone["methods"], alone["derived"], alone["promotion"]["method"] = {arm: method}, {}, arm
+    alone["methods"], alone["derived"], alone["promotion"]["method"] = {of: method}, derived, of
     return _merged(alone, {"training": {**own, **row.training, "devices": 1}}, where)[0]
 
 
-def _run(name: str, study: Study, recipe: Config, config: Config, at: str, arm: str, budget: float, seed: int) -> Run:
+def _run(
+    name: str,
+    study: Study,
+    recipe: Config,
+    arms: Mapping[tuple[str, str], Config],
+    at: str,
+    arm: str,
+    budget: float,
+    seed: int,
+) -> Run:
     """Return one run; its steps are what the budget pays for at the arm's own rollouts per step."""
-    row = study.arms_of(at)[arm]
+    row, config = study.arms_of(at)[arm], arms[at, arm]
+    if isinstance(row, DerivedArm):
+        trained = _run(name, study, recipe, arms, at, row.of, budget, seed)
+        return dataclasses.replace(
+            trained,
+            arm=arm,
+            settings=" ".join(words(row.model_dump(include={"of", "decoding"}))),
+            config=trained.config.model_copy(update={"derived": config.derived}),
+            trained=trained,
+        )
     training = config.training.model_copy(update={"seed": seed, "steps": _steps(recipe, config, row, arm, budget)})
     return Run(
         study=name,
@@ -215,6 +239,8 @@ def _stated(values: Any) -> Any:
     """Leave out what is off (null, false, empty): a setting that did not exist yet when a run was made changes no hash."""
     if isinstance(values, Mapping):
         kept = {key: _stated(value) for key, value in values.items()}
+        # A 0 goes too, since 0 == False. It has to: seed and evaluation.off_grid are 0 in rows that exist, whose hashes would
+        # change. Nothing is hidden: where null means something else than 0, the setting refuses 0.
         return {key: value for key, value in kept.items() if value not in (None, False, {}, [])}
     if isinstance(values, list | tuple):
         return [_stated(value) for value in values]

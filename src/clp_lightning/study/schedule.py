@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,6 +50,9 @@ def run_study(runs: Sequence[Run], place: Place, *, jobs: int, threads: int) -> 
     """
     tables = table.read(place.table)
     todo = outstanding(runs, tables, place.table)
+    outstanding(
+        [run.trained for run in todo if run.trained], tables, place.table
+    )  # trained with other settings: refused
     _check_fresh(todo, tables, place.table)
     display = Jobs(f"study {runs[0].study}", len(runs), len(runs) - len(todo))
     with display, _Processes(threads) as processes:
@@ -66,20 +69,30 @@ def run_study(runs: Sequence[Run], place: Place, *, jobs: int, threads: int) -> 
 
 def _run_all(todo: Sequence[Run], place: Place, processes: "_Processes", display: Jobs, jobs: int) -> tuple[int, int]:
     """Run all and return how many failed, and how many another command is at."""
-    commit, waiting, failed, elsewhere = _commit(place.root), list(todo), 0, 0
+    commit, waiting = _commit(place.root), list(todo)
+    failed: set[Any] = set()
+    elsewhere: set[Any] = set()
     running: dict[subprocess.Popen[bytes], tuple[Run, Path]] = {}
     while waiting or running:
-        while waiting and len(running) < jobs:
-            run = waiting.pop(0)
-            if table.read(place.table).find(run.key):  # another command was faster
+        while len(running) < jobs and (run := _startable(waiting, [each for each, _ in running.values()])):
+            waiting.remove(run)
+            tables = table.read(place.table)
+            if tables.find(run.key):  # another command was faster
                 display.advance()
                 continue
             shared = folders.shared_folder(run, place.work)
+            if run.trained is not None and run.trained.key in elsewhere and not tables.find(run.trained.key):
+                elsewhere.add(run.key)
+                continue
+            if run.trained is not None and (problem := _untrained(run.trained, place, tables, failed)):
+                failed.add(run.key)
+                display.say(f"{run.name}: failed: {problem}")
+                continue
             try:
                 with locked(place.work):  # two commands may come to the same run
                     folder = folders.prepare_run(run, place.work, place.root, commit)
             except BlockingIOError:
-                elsewhere += 1
+                elsewhere.add(run.key)
                 continue
             running[processes.start("run", folder, str(shared.resolve()))] = run, folder
         display.running([run.name for run, _ in running.values()])
@@ -88,9 +101,9 @@ def _run_all(todo: Sequence[Run], place: Place, processes: "_Processes", display
             run, folder = running.pop(process)
             processes.ended(process)
             if process.returncode == BUSY:
-                elsewhere += 1
+                elsewhere.add(run.key)
             elif process.returncode or not (folder / folders.RESULT).is_file():
-                failed += 1
+                failed.add(run.key)
                 display.say(f"{run.name}: failed: {last_line(folder / folders.LOG)} ({folder / folders.LOG})")
             else:
                 result = read_json(folder / folders.RESULT, remedy=f"delete {folder}")
@@ -101,7 +114,27 @@ def _run_all(todo: Sequence[Run], place: Place, processes: "_Processes", display
                 display.say(
                     _line(result["run"], run, tables, [*waiting, *(each for each, _ in running.values())], jobs)
                 )
-    return failed, elsewhere
+    return len(failed), len(elsewhere)
+
+
+def _startable(waiting: Sequence[Run], running: Sequence[Run]) -> Run | None:
+    """Return the first run that waits for no other one; a run that trains nothing waits for the one whose policy it takes."""
+    pending = {run.key for run in (*waiting, *running)}
+    return next((run for run in waiting if run.trained is None or run.trained.key not in pending), None)
+
+
+def _untrained(run: Run, place: Place, tables: table.Tables, failed: Collection[Any]) -> str | None:
+    """Say why the policy of a run is not there to decode from; None when it is."""
+    row = tables.find(run.key)
+    if row is None and run.key in failed:
+        return f"so did {run.name}, whose policy it takes"
+    if row is None:
+        return f"it takes the policy of {run.name}, which is not done; run that too, e.g. with --arm {run.arm}"
+    try:
+        folders.check_trained(run, place.work, row)
+    except ClpError as error:
+        return str(error)
+    return None
 
 
 def _share(run: Run, place: Place, processes: "_Processes", display: Jobs, threads: int) -> None:
@@ -133,9 +166,10 @@ def _line(row: dict[str, Any], run: Run, tables: table.Tables, left: Sequence[Ru
     value = "" if mean is None else f"J {mean:.3f} ({row['mean_j_error']:.3f}), "
     line = f"{run.name}: {value}KL {round(row['mean_kl'], 2) + 0.0:.2f}, {row['rollouts']} rollouts in {duration(row['seconds'])}"
     known = [each for each in tables.runs if each["study"] == run.study and each["machine"] == row["machine"]]
-    rates = {each["panel"]: each["seconds"] / each["rollouts"] for each in known}
-    if left and all(each.panel in rates for each in left):
-        line += f"; about {duration(sum(rates[each.panel] * each.rollouts for each in left) / jobs)} left"
+    rates = {(each["panel"], each["settings"].startswith("of=")): each["seconds"] / each["rollouts"] for each in known}
+    todo = [((each.panel, each.trained is not None), each.rollouts) for each in left]
+    if left and all(kind in rates for kind, _ in todo):
+        line += f"; about {duration(sum(rates[kind] * rollouts for kind, rollouts in todo) / jobs)} left"
     return line
 
 

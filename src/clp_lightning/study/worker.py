@@ -78,7 +78,8 @@ def run(config: Config, spec: dict[str, Any], shared: Path) -> None:
     from clp_lightning.study import measure
 
     arm, split = spec["arm"], spec["split"]
-    if not (paths.MODELS / arm / paths.CARD).is_file():
+    derived = config.derived.get(arm)
+    if derived is None and not (paths.MODELS / arm / paths.CARD).is_file():
         stages.run("train", config, arm)
     if not (paths.RESULTS / arm / "summary.json").is_file():
         evaluate_into(config, arm, paths.MODELS, paths.RESULTS / arm, draw_prompts(config, split))
@@ -88,17 +89,18 @@ def run(config: Config, spec: dict[str, Any], shared: Path) -> None:
     summary = read_json(paths.RESULTS / arm / "summary.json", remedy="delete this folder")
     cost = summary["cost"]
     on = dict.fromkeys((cost["computed_on"], summary["computed_on"]))  # the training, the evaluation
+    seconds = cost["evaluate_seconds"] + (0 if derived else cost["train_seconds"])
     row = {
         **spec,
         "run": name,
-        "learning_rate": config.budget(arm).learning_rate,
+        "learning_rate": config.training.learning_rate,
         "gradient_clip": config.training.gradient_clip,
         **values,
-        **measure.training(paths.MODELS, arm, config.training.gradient_clip),
+        **measure.training(paths.MODELS, derived.of if derived else arm, config.training.gradient_clip),
         "version": importlib.metadata.version("clp-lightning"),
         "machine": _processor(),
         "computed_on": "; ".join(on),
-        "seconds": round(cost["train_seconds"] + cost["evaluate_seconds"], 1),
+        "seconds": round(seconds, 1),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
     write_json(folders.RESULT, {"run": row, "points": points, "axes": axes})
