@@ -36,10 +36,9 @@ def run_folder(run: Run, work: Path) -> Path:
 def prepare_shared(run: Run, work: Path, root: Path) -> Path:
     """Make the folder in which the shared stages run, with the user's own files that they read; return it."""
     folder = shared_folder(run, work)
-    if not (folder / "params.yaml").is_file():
-        for name in own_files(run.config, root):
-            _link(root / name, folder / name)
-        _write_parameters(run.config, folder)
+    for name in own_files(run.config, root):
+        _link(root / name, folder / name)
+    _write_parameters(run.config, folder)  # again: another version may have written keys that this one does not know
     return folder
 
 
