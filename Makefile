@@ -93,6 +93,9 @@ repro: $(STAMP) ## run what is out of date in the pipeline, then print the compa
 	dvc repro
 	clp frontier
 
+study: $(STAMP) ## run what is left of a study: make study STUDY=main ARGS="--jobs 2 --budget 1"
+	@clp study $(or $(STUDY),main) $(ARGS)
+
 test: $(STAMP) ## run the fast tests with coverage of src (ARGS="-k name" is passed on)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --maxprocesses 8 --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=85 $(ARGS)
 
