@@ -34,7 +34,7 @@ export DO_NOT_TRACK := 1
 export CLP_PROJECT := $(CURDIR)
 export PATH := $(VENV)/bin:$(PATH)
 
-.PHONY: help setup repro test slow browser lint docs bench scale dashboard server worker deploy retrain s3 remote push pull lock clean
+.PHONY: help setup repro study test slow browser lint docs bench scale dashboard server worker deploy retrain s3 remote push pull lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | while IFS=$$'\t' read -r name what; do printf '  %-10s %s\n' "$$name" "$$what"; done
