@@ -75,7 +75,7 @@ def _points_table(comparison: Mapping[str, Any], title: str, columns: Mapping[st
 
 def print_objective(measured: Mapping[str, Any], console: Console) -> None:
     """Print J of one policy: its mean, then J at each weighting, with KL beside it."""
-    table = Table(**LOOK)
+    table = Table(title=f"J = (1 - alpha) w.R - alpha KL, alpha {measured['alpha']:g} [95 % interval]", **LOOK)
     for name in ("w", "J", "KL"):
         table.add_column(name, justify="right", no_wrap=True)
     interval = measured["mean_j_interval"]
@@ -85,8 +85,6 @@ def print_objective(measured: Mapping[str, Any], console: Console) -> None:
     for point in measured["by_weighting"]:
         j = with_interval(point["j"], point["interval"], 3)
         table.add_row(weighting_label(point["weighting"]), j, f"{point['kl']:z.2f}")
-    heading = f"J = (1 - alpha) w.R - alpha KL, alpha {measured['alpha']:g} [95 % interval]"
-    console.print(heading, style="italic", highlight=False, markup=False)
     console.print(table)
 
 
