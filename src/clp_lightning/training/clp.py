@@ -67,7 +67,7 @@ def reward_weights(distribution: Distribution, weightings: np.ndarray) -> np.nda
     return weightings @ simplex.smoothed_vertices(weightings.shape[1], concentration=distribution.concentration)
 
 
-class Responses(NamedTuple):
+class Drawn(NamedTuple):
     """What is known of a step's responses, whatever weighting they are learned from at; B rows in G groups."""
 
     rewards: Tensor  # [B, K]
@@ -76,9 +76,9 @@ class Responses(NamedTuple):
     ref_log_probs: Tensor  # [B, T]
     states: Tensor  # [G, H]
 
-    def repeated(self, parts: int) -> "Responses":
+    def repeated(self, parts: int) -> "Drawn":
         """Return the batch `parts` times, one after the other."""
-        return Responses(*(each.repeat(parts, 1) for each in self))
+        return Drawn(*(each.repeat(parts, 1) for each in self))
 
 
 class ClpModule(PolicyModule):
@@ -126,24 +126,18 @@ class ClpModule(PolicyModule):
 
         # R(x, y), and log pi_ref: a row without coefficients is the reference
         rewards = self.rewards([each for each in documents for _ in range(samples)], self.policy.decode(ids))
-        rotated, samples = len(documents) // self.config.prompts_per_step, self.config.samples_per_prompt
-        documents, weightings, alphas = (
-            documents[::rotated],
-            weightings[::rotated],
-            alphas[::rotated],
-        )  # once per prompt
+        groups, samples = len(self.rotation_of), self.config.samples_per_prompt
+        documents, weightings, alphas = documents[::groups], weightings[::groups], alphas[::groups]  # once per prompt
         with torch.no_grad():
             plain = self.policy.tokenize(documents) if self.policy.prompted or self.relabel else prompts
             ref_log_probs, states = self.policy.score_and_states(plain, ids, mask, None, samples=samples)
-        drawn = Responses(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
+        drawn = Drawn(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
 
         # with relabel: all responses to a prompt at every rotation of its weighting
         counts = np.bincount(self.rotation_of).tolist()
         if self.relabel:
-            weightings, parts = (
-                simplex.rotations(weightings)[: len(counts)].reshape(-1, weightings.shape[1]),
-                len(counts),
-            )
+            parts = len(counts)
+            weightings = np.concatenate(simplex.rotations(weightings)[:parts])
             documents, alphas, drawn = documents * parts, np.tile(alphas, parts), drawn.repeated(parts)
             coefficients = self._coefficients(weightings, alphas)
             prompts = self.policy.tokenize(documents, coefficients)

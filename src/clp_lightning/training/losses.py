@@ -40,8 +40,10 @@ def regularized_return(scalarized_reward: Tensor, kl: Tensor, alpha: Tensor | fl
 def leave_one_out_advantages(returns: Tensor, samples: int, ratios: Tensor | None = None) -> Tensor:
     """Subtract from each return [B] the mean of the *other* samples of its group (RLOO, arXiv 2402.14740).
 
-    With importance weights `ratios` [B] it is their weighted mean, near the mean under the policy that they are weights for.
-    The baseline does not depend on the sample it is subtracted from, so the gradient stays unbiased. `samples` >= 2.
+    The baseline does not depend on the sample it is subtracted from, so the gradient stays unbiased. With importance weights
+    `ratios` [B] it is their weighted mean, near the mean under the policy that they are weights for. Where each policy gives a
+    fixed share of the responses, leaving one of them out moves that mean's expectation a little, by which policy gave it: a
+    bias of the order of 1 / `samples` times the difference between policies, 0 while they are equal. `samples` >= 2.
     """
     grouped = returns.view(-1, samples)
     if ratios is None:
