@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.one_token.bed import OBJECTIVES, Bed, OneTokenPolicy
 from clp_lightning import weightings as simplex
-from clp_lightning.config.methods import Dirichlet, Distribution, Method, SmoothedVertices, Vertices
+from clp_lightning.config.methods import Dirichlet, Distribution, Method, OwnTraining, SmoothedVertices, Vertices
 from clp_lightning.config.parameters import Training
 from clp_lightning.oracle.exact import Array, Problem, regularized_rewards
 from clp_lightning.training.clp import ClpModule, reward_weights
@@ -22,13 +22,14 @@ from clp_lightning.training.trainer import fit
 
 CONCENTRATION = 0.4
 GRID = simplex.lattice(len(OBJECTIVES), 5)
+SIX_SAMPLES = OwnTraining(prompts_per_step=4, samples_per_prompt=6)  # two of each rotation; as many rollouts as 6 x 4
 _CLP = Method(
     conditioning="full", shared=False, prompted=False,
     weightings=Dirichlet(kind="dirichlet", concentration=CONCENTRATION),
 )  # fmt: skip
 METHODS = {
     "clp-full": _CLP,
-    "clp-full, relabel": _CLP.model_copy(update={"relabel": True}),
+    "clp-full, relabel": _CLP.model_copy(update={"relabel": True, "training": SIX_SAMPLES}),
     "soups": _CLP.model_copy(update={"weightings": Vertices(kind="vertices")}),
     "smoothed soups": _CLP.model_copy(
         update={"weightings": SmoothedVertices(kind="smoothed_vertices", concentration=CONCENTRATION)}
@@ -123,6 +124,7 @@ def _means(concentration: float) -> tuple[Array, Array]:
 def module(policy: OneTokenPolicy, method: Method, training: Training, gradients: str) -> ClpModule:
     """Return the trainer of a policy."""
     documents = [str(number) for number in range(len(policy.bed.prompts.ids))]
+    training = training.model_copy(update=method.training.model_dump(exclude_none=True))
     return MODULES[gradients](
         policy, training, method.weightings, documents, policy.bed.reward, training.seed, relabel=method.relabel
     )

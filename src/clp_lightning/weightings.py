@@ -141,6 +141,16 @@ def rotations(weightings: np.ndarray) -> np.ndarray:
     return np.stack([np.roll(weightings, shift, axis=1) for shift in range(weightings.shape[1])])
 
 
+def rotations_of_samples(objectives: int, samples: int) -> int:
+    """Return among how many rotations of a weighting samples can be divided evenly, two or more each; 1 if none.
+
+    2 of 2 objectives for 4 samples; 3 of 3 for 6, but 2 for 4; 1 for 2 or 3 samples.
+    """
+    return max(
+        count for count in range(1, objectives + 1) if count == 1 or (samples % count == 0 and samples >= 2 * count)
+    )
+
+
 def antithetic(rng: np.random.Generator, count: int, drawn: np.ndarray) -> np.ndarray:
     """Return [count, K] rows: those of `drawn` [>= count / K, K] and their rotations, in random order.
 

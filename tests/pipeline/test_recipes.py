@@ -26,7 +26,7 @@ from clp_lightning.store.queries import Store
 
 TINY = {
     "generation.max_prompt_tokens": 64, "generation.max_new_tokens": 12, "normalization.prompts": 24,
-    "training.steps": 2, "training.prompts_per_step": 2, "training.samples_per_prompt": 2, "training.rank": 2,
+    "training.steps": 2, "training.prompts_per_step": 1, "training.samples_per_prompt": 4, "training.rank": 2,
     "evaluation.prompts": 6, "evaluation.bootstrap_draws": 100,
 }  # fmt: skip
 SHORT = {"rewards.brevity.min_words": 1}  # random models write a few words only

@@ -31,7 +31,7 @@ def write_project(folder: Path, *, study: dict[str, Any] = STUDY, **settings: An
     }  # fmt: skip
     values["base"] |= {"hidden": 32, "vocabulary": 300}
     values["normalization"] = {"prompts": 16}
-    values["training"] |= {"steps": 2, "prompts_per_step": 2, "samples_per_prompt": 2, "checkpoint_every": 1}
+    values["training"] |= {"steps": 2, "prompts_per_step": 1, "samples_per_prompt": 4, "checkpoint_every": 1}
     values["evaluation"] |= {"prompts": 8, "bootstrap_draws": 100}
     for path, value in settings.items():
         section, key = path.split("__")

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -62,33 +64,43 @@ def test_policy_gradient_loss_has_the_policy_gradient():
     assert log_probs.grad.tolist() == [[-1, -1], [0.5, 0]]
 
 
+def test_leave_one_out_of_two_policies_golden(monkeypatch):
+    monkeypatch.setattr(losses, "LEAST", 0.0)
+    # returns 1, 2 of one policy and 6, 3 of the other, weights 1, 3, 1, 1; without each one's first response the mean is
+    # (3 * 2 + 1 * 3) / 4 = 2.25, without the second (1 + 6) / 2 = 3.5
+    values = torch.tensor([1.0, 2, 6, 3]), 4, torch.tensor([1.0, 3, 1, 1])
+    assert losses.leave_one_out_advantages(*values, 2).tolist() == [-1.25, -1.5, 3.75, -0.5]
+
+
 def test_balanced_ratios_golden():
     # two policies, two responses: probabilities 3/8 and 1/8 of the first, 1/2 and 1/2 of the second (its other token is masked):
     # (3/8) / (1/4) = 1.5 and (1/8) / (1/4) = 0.5; equal ones weigh 1
     log_probs = torch.tensor([[0.75, 0.5], [0.5, 0.1], [0.25, 0.5], [0.5, 0.9]]).log()
     mask = torch.tensor([[True, True], [True, False]]).repeat(2, 1)
-    assert losses.balanced_ratios(log_probs, mask, [1, 1]).tolist() == pytest.approx([1.5, 1, 0.5, 1])
-    assert losses.balanced_ratios(log_probs, mask, [1]).tolist() == [1, 1, 1, 1]
-    # three of four responses from the first policy: (3/8) / (3/4 * 3/8 + 1/4 * 1/8) = 1.2 and (1/8) / (5/16) = 0.4
-    assert losses.balanced_ratios(log_probs, mask, [3, 1]).tolist() == pytest.approx([1.2, 1, 0.4, 1])
+    assert losses.balanced_ratios(log_probs, mask, 2).tolist() == pytest.approx([1.5, 1, 0.5, 1])
+    assert losses.balanced_ratios(log_probs, mask, 1).tolist() == pytest.approx([1, 1, 1, 1])
 
 
-def test_responses_of_several_policies_give_the_exact_gradient_of_each_ones_objective():
-    # all of six responses of one token each, as often as the mixture of three policies gives them: the mean of
-    # ratio * (return - baseline) * grad log pi is grad J(pi) for each, whatever the baseline is
+@pytest.mark.parametrize("baseline", [False, True])
+def test_responses_of_several_policies_give_the_exact_gradient_of_each_ones_objective(baseline):
+    # three policies over two answers, two responses of each: all 2^6 draws, as often as they occur. The mean of
+    # ratio * advantage * grad log pi is grad J(pi) for each, although the policies are far from each other
     generator = torch.Generator().manual_seed(0)
-    thetas = torch.randn(3, 6, generator=generator, dtype=torch.float64).requires_grad_()
-    ref, reward = torch.randn(2, 6, generator=generator, dtype=torch.float64)
-    ref, mask = ref.log_softmax(0), torch.ones(18, 1, dtype=torch.bool)
-    log_pi = thetas.log_softmax(1)
+    thetas = 2 * torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    thetas.requires_grad_()
+    ref, reward = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    ref, log_pi = ref.log_softmax(0), thetas.log_softmax(1)
     exact = (log_pi.exp() * ((1 - 0.2) * reward - 0.2 * (log_pi - ref))).sum()
     (expected,) = torch.autograd.grad(exact, thetas, retain_graph=True)
-    log_probs = log_pi.reshape(18, 1)
-    kl = losses.sequence_kl(log_probs.detach(), ref.repeat(3)[:, None], mask)
-    advantages = losses.regularized_return(reward.repeat(3), kl, 0.2) - 0.7
-    for counts in ([1, 1, 1], [2, 1, 3]):
-        ratios = losses.balanced_ratios(log_probs, mask, counts)
-        shares = torch.tensor(counts)[:, None] / sum(counts)
-        drawn = (shares * log_pi.detach().exp()).sum(0).repeat(3)  # of the mixture, in all three parts
-        loss = losses.policy_gradient_loss(log_probs, 18 * drawn * ratios * advantages, mask)
-        torch.testing.assert_close(torch.autograd.grad(loss, thetas, retain_graph=True)[0], -expected)
+    total = torch.zeros_like(expected)
+    for answers in itertools.product((0, 1), repeat=6):
+        y = torch.tensor(answers)
+        log_probs, mask = log_pi[:, y].reshape(18, 1), torch.ones(18, 1, dtype=torch.bool)
+        kl = losses.sequence_kl(log_probs.detach(), ref[y].repeat(3)[:, None], mask)
+        returns = losses.regularized_return(reward[y].repeat(3), kl, 0.2)
+        ratios = losses.balanced_ratios(log_probs, mask, 3)
+        advantages = losses.leave_one_out_advantages(returns, 6, ratios, 3) if baseline else returns - 0.7
+        loss = losses.policy_gradient_loss(log_probs, 3 * ratios * advantages, mask)  # a mean over three policies' rows
+        (gradient,) = torch.autograd.grad(loss, thetas, retain_graph=True)
+        total += log_pi.detach()[[0, 0, 1, 1, 2, 2], y].sum().exp() * -gradient
+    torch.testing.assert_close(total, expected)

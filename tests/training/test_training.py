@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from tiny_models import DOCUMENTS, make_policy, write_model
 
+from clp_lightning import weightings
 from clp_lightning.config.methods import Dirichlet, Fixed, Mixture, SmoothedVertices, Vertices
 from clp_lightning.config.parameters import Training
 from clp_lightning.errors import ClpError
@@ -60,8 +61,8 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
         {"alpha_high": 1.0},
         {"accumulate": 2},
         {"alpha_start": 1.0},
-        {"relabel": True},
-        {"relabel": True, "samples_per_prompt": 2},
+        {"relabel": True, "samples_per_prompt": 4},
+        {"relabel": True, "samples_per_prompt": 8},
         {"relabel": True, "samples_per_prompt": 4, "alpha_high": 1.0, "kl": "loss"},
         {"relabel": True, "samples_per_prompt": 4, "advantages": "objective", "accumulate": 2},
     ],
@@ -217,12 +218,12 @@ def test_an_expert_of_smoothed_soups_is_paid_by_its_mixture_and_alone_in_the_par
 
 
 def test_relabeled_responses_teach_every_expert(base, tmp_path):
-    # two responses to one prompt: both drawn at (1, 0), or one there and one at (0, 1), each with a weight at both
+    # four responses to one prompt: all drawn at (1, 0), or two there and two at (0, 1), each with a weight at both
     moved = {}
     for relabel in (False, True):
         policy = make_policy(base)
         before = {name: tensor.clone() for name, tensor in policy.experts.tensors().items() if name.endswith(".b")}
-        options = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2, "relabel": relabel}
+        options = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 4, "relabel": relabel}
         row = train(base, tmp_path / str(relabel), policy, q=Vertices(kind="vertices"), **options).curve[0]
         after = policy.experts.tensors()
         change = np.stack(
@@ -250,16 +251,10 @@ def test_a_response_is_scored_at_the_weighting_that_it_was_drawn_at_too(base, tm
 
 @pytest.mark.parametrize(
     ("objectives", "samples", "expected"),
-    [(2, 4, [0, 1]), (3, 4, [0, 0, 1, 2]), (3, 6, [0, 1, 2]), (3, 2, [0, 1]), (1, 4, [0]), (3, 5, [0, 0, 1, 1, 2])],
+    [(2, 4, 2), (3, 4, 2), (3, 6, 3), (3, 8, 2), (4, 8, 4), (1, 4, 1), (2, 3, 1)],
 )
-def test_samples_are_divided_among_as_many_rotations_as_there_can_be(base, objectives, samples, expected):
-    # group for group: two of two samples; single ones, where rotations cannot have as many each; never more than samples
-    policy = make_policy(base)
-    policy.objectives = tuple("abc"[:objectives])
-    settings = Training.model_validate(SETTINGS | {"samples_per_prompt": samples})
-    q = Dirichlet(kind="dirichlet", concentration=1.0)
-    assert ClpModule(policy, settings, q, DOCUMENTS, rewards, seed=0, relabel=True).rotation_of == expected
-    assert ClpModule(policy, settings, q, DOCUMENTS, rewards, seed=0).rotation_of == [0]
+def test_samples_are_divided_among_as_many_rotations_as_there_can_be_with_two_each(objectives, samples, expected):
+    assert weightings.rotations_of_samples(objectives, samples) == expected
 
 
 def test_policies_that_are_still_the_reference_learn_from_every_response_alike(base, tmp_path):

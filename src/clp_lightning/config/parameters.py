@@ -28,6 +28,7 @@ from clp_lightning.config.rewards import Rewards
 from clp_lightning.config.types import Name, Positive, Rate, Section, Share
 from clp_lightning.errors import UsageError
 from clp_lightning.files import utf8
+from clp_lightning.weightings import rotations_of_samples
 
 TEMPLATE = r"\{document\}"
 
@@ -185,6 +186,11 @@ class Config(Section):
             raise ValueError(f"{where}: leave-one-out needs another sample; set it to 2 or more")
         if row.relabel and self.training.baseline != "leave_one_out":
             raise ValueError(f"training.baseline: methods.{name}.relabel needs leave_one_out; choose it")
+        if row.relabel and len(self.objectives) > 1 and rotations_of_samples(len(self.objectives), samples) == 1:
+            raise ValueError(
+                f"{where}: methods.{name}.relabel divides them among rotations of a weighting, two or more each, which {samples} "
+                f"cannot be; set it to {2 * len(self.objectives)}"
+            )
 
     def _check_kl_strengths(self) -> None:
         lowest, highest = self.training.alpha, self.training.alpha_high

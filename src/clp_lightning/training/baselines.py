@@ -18,9 +18,8 @@ class Group(NamedTuple):
 
     coefficients: Tensor  # [G, K], (1 - alpha) w
     states: Tensor  # [G, H], the frozen reference policy's last hidden state of the prompt
-    ratios: Tensor | None = (
-        None  # [B], importance weights of responses that several policies gave; None: these gave all
-    )
+    ratios: Tensor | None = None  # [B], importance weights of responses; None: all are of the group's own policy
+    policies: int = 1  # that gave a group's responses, as many each
 
 
 class LeaveOneOut(nn.Module):
@@ -29,7 +28,7 @@ class LeaveOneOut(nn.Module):
     def forward(self, returns: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """Return advantages [B] and a loss of 0 for `returns` [B]."""
         samples = len(returns) // len(group.states)
-        return leave_one_out_advantages(returns, samples, group.ratios), returns.new_zeros(())
+        return leave_one_out_advantages(returns, samples, group.ratios, group.policies), returns.new_zeros(())
 
 
 class WeightingRegression(nn.Module):

@@ -7,6 +7,7 @@ All randomness of a step derives from (seed, step), so a run that was interrupte
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,10 +103,10 @@ class ClpModule(PolicyModule):
         super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
         self.config, self.distribution, self.documents = config, distribution, documents
         self.rewards, self.seed, self.relabel, self.generated_tokens = rewards, seed, relabel, 0
-        # the rotation of each of a prompt's groups; a sample is a group of its own where rotations cannot have as many each
-        most = min(len(policy.objectives), config.samples_per_prompt) if relabel else 1
-        even = config.samples_per_prompt % most == 0
-        self.rotation_of = sorted(group % most for group in range(most if even else config.samples_per_prompt))
+        # rotations of a weighting that a prompt's samples are divided among: groups of a prompt
+        self.rotations = (
+            simplex.rotations_of_samples(len(policy.objectives), config.samples_per_prompt) if relabel else 1
+        )
         assert policy.experts is not None
         hidden = policy.model.config.hidden_size
         self.baseline = build_baseline(config.baseline, hidden=hidden, coefficients=policy.experts.count)
@@ -126,17 +127,15 @@ class ClpModule(PolicyModule):
 
         # R(x, y), and log pi_ref: a row without coefficients is the reference
         rewards = self.rewards([each for each in documents for _ in range(samples)], self.policy.decode(ids))
-        groups, samples = len(self.rotation_of), self.config.samples_per_prompt
-        documents, weightings, alphas = documents[::groups], weightings[::groups], alphas[::groups]  # once per prompt
+        parts, samples = self.rotations, self.config.samples_per_prompt
+        documents, weightings, alphas = documents[::parts], weightings[::parts], alphas[::parts]  # once per prompt
         with torch.no_grad():
             plain = self.policy.tokenize(documents) if self.policy.prompted or self.relabel else prompts
             ref_log_probs, states = self.policy.score_and_states(plain, ids, mask, None, samples=samples)
         drawn = Drawn(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
 
         # with relabel: all responses to a prompt at every rotation of its weighting
-        counts = np.bincount(self.rotation_of).tolist()
         if self.relabel:
-            parts = len(counts)
             weightings = np.concatenate(simplex.rotations(weightings)[:parts])
             documents, alphas, drawn = documents * parts, np.tile(alphas, parts), drawn.repeated(parts)
             coefficients = self._coefficients(weightings, alphas)
@@ -144,13 +143,13 @@ class ClpModule(PolicyModule):
 
         # log pi_w, and how likely it is that a response was drawn from pi_w and not at another rotation
         log_probs = self.policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
-        ratios = balanced_ratios(log_probs.detach(), drawn.mask, counts)
+        ratios = balanced_ratios(log_probs.detach(), drawn.mask, parts)
 
         # (1 - alpha) w . R - alpha KL, against the baseline
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
         kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
-        group = Group(coefficients, drawn.states, ratios.to(w) if self.relabel else None)
+        group = Group(coefficients, drawn.states, ratios.to(w) if self.relabel else None, parts)
         advantages, baseline_loss = self._advantages(drawn.rewards.to(w), kl, w, alpha, group)
         advantages = ratios * advantages
         scale = self._scale(advantages)
@@ -165,7 +164,7 @@ class ClpModule(PolicyModule):
             scalarized_reward=float((ratios * (w * drawn.rewards).sum(-1)).mean()),
             kl=float((ratios * kl).mean()),
             length=float(mask.sum(-1).float().mean()),
-            **({"reuse": len(counts) / float(ratios.square().mean())} if self.relabel else {}),
+            **({"reuse": parts / float(ratios.square().mean())} if self.relabel else {}),
             **named,
             seconds=time.monotonic() - started,
         )
@@ -195,14 +194,14 @@ class ClpModule(PolicyModule):
         """
         world, rank = self.trainer.world_size, self.trainer.global_rank
         config = self.config
-        share = len(self.rotation_of)  # groups of a prompt, which divide its samples
+        share = self.rotations  # groups of a prompt, which divide its samples
         own, samples = config.prompts_per_step * share, config.samples_per_prompt // share  # groups of this process
         rng = np.random.default_rng([self.seed, self.global_step, batch_idx % config.accumulate])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         count = config.prompts_per_step * world
         chosen = np.repeat(rng.choice(len(self.documents), count, replace=len(self.documents) < count), share)
         weightings = draw_weightings(self.distribution, rng, count, self.policy.objectives)
-        weightings = simplex.rotations(weightings)[self.rotation_of].swapaxes(0, 1).reshape(own * world, -1)
+        weightings = simplex.rotations(weightings)[:share].swapaxes(0, 1).reshape(own * world, -1)
         lowest = self.alpha_now()
         high = lowest if config.alpha_high is None else config.alpha_high
         alphas = np.repeat(rng.uniform(lowest, high, count), share)
@@ -219,10 +218,15 @@ class ClpModule(PolicyModule):
         """Return advantages [B] of the regularized return and the baseline's own loss; rewards are [B, K], alphas [B]."""
         penalty = kl if self.config.kl == "reward" else torch.zeros_like(kl)
         if self.config.advantages == "objective":  # each objective's advantages at the same scale, then weighted
-            samples = self.config.samples_per_prompt
-            each = torch.stack([leave_one_out_advantages(column, samples, group.ratios) for column in rewards.T], dim=1)
+            centered = partial(
+                leave_one_out_advantages,
+                samples=self.config.samples_per_prompt,
+                ratios=group.ratios,
+                policies=group.policies,
+            )
+            each = torch.stack([centered(column) for column in rewards.T], dim=1)
             scalarized = (weightings * each / self._scale(each)).sum(-1)
-            penalty = leave_one_out_advantages(penalty, samples, group.ratios)
+            penalty = centered(penalty)
             advantages = regularized_return(scalarized, penalty, alphas)
             return advantages, kl.new_zeros(())
         returns = regularized_return((weightings * rewards).sum(-1), penalty, alphas)

@@ -4,8 +4,6 @@ Shapes: G groups (one prompt, one weighting), S samples of each, B = G * S rows 
 `response_mask` [B, T] is True where a token counts.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -37,22 +35,20 @@ def regularized_return(scalarized_reward: Tensor, kl: Tensor, alpha: Tensor | fl
     return (1 - alpha) * scalarized_reward - alpha * kl
 
 
-def leave_one_out_advantages(returns: Tensor, samples: int, ratios: Tensor | None = None) -> Tensor:
+def leave_one_out_advantages(returns: Tensor, samples: int, ratios: Tensor | None = None, policies: int = 1) -> Tensor:
     """Subtract from each return [B] the mean of the *other* samples of its group (RLOO, arXiv 2402.14740).
 
-    The baseline does not depend on the sample it is subtracted from, so the gradient stays unbiased. With importance weights
-    `ratios` [B] it is their weighted mean, near the mean under the policy that they are weights for. Where each policy gives a
-    fixed share of the responses, leaving one of them out moves that mean's expectation a little, by which policy gave it: a
-    bias of the order of 1 / `samples` times the difference between policies, 0 while they are equal. `samples` >= 2.
+    The baseline does not depend on the sample it is subtracted from, so the gradient stays unbiased. Importance weights
+    `ratios` [B] make it a weighted mean, near the mean under the policy that they are weights for. Where several `policies`
+    gave a group's samples, n in a row each, one sample of every policy is left out together: the mean of the others then has
+    one expectation whichever policy gave the sample, without which the weighted gradients of the policies' samples would not
+    cancel. `samples` / `policies` = n >= 2.
     """
-    grouped = returns.view(-1, samples)
-    if ratios is None:
-        others = (grouped.sum(-1, keepdim=True) - grouped) / (samples - 1)
-    else:
-        weights = (ratios + LEAST).view(-1, samples)
-        total, weighted = weights.sum(-1, keepdim=True), weights * grouped
-        others = (weighted.sum(-1, keepdim=True) - weighted) / (total - weights)
-    return (grouped - others).reshape(-1)
+    grouped = returns.view(-1, policies, samples // policies)
+    weights = torch.ones_like(grouped) if ratios is None else (ratios + LEAST).view_as(grouped)
+    weighted = weights * grouped
+    value, weight = (each.sum((1, 2), keepdim=True) - each.sum(1, keepdim=True) for each in (weighted, weights))
+    return (grouped - value / weight).reshape(-1)
 
 
 def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
@@ -60,13 +56,11 @@ def policy_gradient_loss(log_probs: Tensor, advantages: Tensor, response_mask: T
     return -(advantages.detach()[:, None] * log_probs * response_mask).sum(-1).mean()
 
 
-def balanced_ratios(log_probs: Tensor, response_mask: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return `pi_p(y) / sum_q n_q / n pi_q(y)` of B responses, of which every n in a row are n_q of each policy q, [P * B].
+def balanced_ratios(log_probs: Tensor, response_mask: Tensor, policies: int) -> Tensor:
+    """Return `pi_p(y) / mean_q pi_q(y)` of B responses, of which each of P policies q gave an equal share, [P * B].
 
-    `log_probs` are [P * B, T], `counts` the P numbers n_q >= 1. A mean over the responses with these importance weights, which
-    have no gradient, is one over policy p's (balance heuristic, Veach and Guibas 1995). They lie between 0 and n / n_p, and
-    those of a single policy are 1.
+    `log_probs` are [P * B, T]. A mean over the responses with these importance weights, which have no gradient, is one over
+    policy p's (balance heuristic, Veach and Guibas 1995). They lie between 0 and P, and those of a single policy are 1.
     """
-    of_responses = (log_probs * response_mask).sum(-1).view(len(counts), -1)
-    shares = torch.tensor(counts, device=log_probs.device)[:, None] / sum(counts)
-    return torch.exp(of_responses - (of_responses + shares.log()).logsumexp(0)).flatten().detach()
+    of_responses = (log_probs * response_mask).sum(-1).view(policies, -1)
+    return policies * of_responses.softmax(0).flatten().detach()
