@@ -15,6 +15,7 @@ from bench.one_token import __main__ as command
 from bench.one_token.bed import OBJECTIVES, Bed, count_words, exactly
 from bench.one_token.methods import ENUMERATED, EXACT, GRID, METHODS, SAMPLED, evaluate, kl, module, quadrature, train
 from bench.one_token.noise import measure, split
+from clp_lightning.config.methods import OwnTraining
 from clp_lightning.data.splits import write_split
 from clp_lightning.errors import UsageError
 from clp_lightning.oracle.exact import optimum, regularized_rewards
@@ -141,11 +142,12 @@ def test_no_trained_policy_beats_the_optimum_and_training_helps(bed, name):
 def test_sampled_gradients_average_to_the_exact_one(bed, name, gradients):
     method = METHODS[name]
     with lend(bed, method) as policy:
-        if not method.relabel:  # its weights are 1 at the start; later they are cut, so that it is biased
-            trained_a_little(policy)
+        trained_a_little(policy)  # so that relabeling's weights are not 1
         before = [parameter.clone() for parameter in policy.experts.parameters()]
-        many = TRAINING.model_copy(update={"samples_per_prompt": 32})  # so that 40 minibatches can tell
-        noise = measure(policy, method, many, gradients, 40)
+        method = method.model_copy(
+            update={"training": OwnTraining(samples_per_prompt=36)}
+        )  # so that 40 minibatches can tell
+        noise = measure(policy, method, TRAINING, gradients, 40)
         for expert in noise.values():
             assert abs(expert.along - 1) < 4 * expert.along_error
             assert expert.along_error < 0.5 and expert.per_rollout > 0

@@ -63,7 +63,7 @@ def test_a_run_leaves_its_row_and_shares_what_is_the_same(project, tmp_path, par
     tables = table.read(root / "runs.csv")
     row, other = (tables.find(run.key) for run in (first, soups))
     assert row["rollouts"] == 8 and other["rollouts"] == 16 and row["axes"] == other["axes"]
-    assert row["config"] == first.config_hash[:12] and row["commit"] == "abc" and row["computed_on"].endswith("thread")
+    assert row["config"] == first.config_hash[:12] and row["commit"] == "abc" and " thread" in row["computed_on"]
     answers = pd.read_parquet(folder / "results/soups/results.parquet")
     assert other["mean_kl"] == pytest.approx(answers["monitor:kl"].mean(), abs=1e-5) and other["weightings"] == 3
     validation = pd.read_parquet(folder / "data/corpus/validation.parquet")
