@@ -20,7 +20,7 @@ from clp_lightning.errors import UsageError
 from clp_lightning.oracle.exact import Array, Problem
 from clp_lightning.policy.head import logits_of
 from clp_lightning.policy.prompts import PromptTemplate
-from clp_lightning.policy.rollout import Prompts, Responses, draw
+from clp_lightning.policy.rollout import Prompts, Responses, Scores, draw
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.steering.experts import Experts
 
@@ -164,13 +164,14 @@ class OneTokenPolicy(SteerablePolicy):
         ids = draw(scores, options["uniform"][:, :1])[:, None]
         return Responses(ids, torch.ones_like(ids, dtype=torch.bool), scores.gather(-1, ids))
 
-    def score_and_states(
+    def score_fully(
         self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Scores:
         """As in `SteerablePolicy`; states, which no method here uses, are 0."""
         known = coefficients is not None and coefficients is self.own[0]
         log_probs = self.own[1] if known else self.read(prompts.ids[:, 0], coefficients)
-        return log_probs.repeat_interleave(samples, dim=0).gather(-1, ids), torch.zeros(len(prompts.ids), 1)
+        rows = log_probs.repeat_interleave(samples, dim=0)
+        return Scores(rows.gather(-1, ids), torch.zeros(len(prompts.ids), 1), rows)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Return the words."""

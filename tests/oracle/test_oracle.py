@@ -209,7 +209,7 @@ def test_the_reference_that_is_looked_up_is_the_one_that_the_model_computes(bed)
     mask = torch.ones_like(ids, dtype=torch.bool)
     looked_up = policy.score(prompts, ids, mask, None, samples=2)
     with torch.no_grad():
-        computed = SteerablePolicy.score_and_states(policy, prompts, ids, mask, None, samples=2)[0]
+        computed = SteerablePolicy.score_fully(policy, prompts, ids, mask, None, samples=2)[0]
     torch.testing.assert_close(looked_up, computed, atol=1e-5, rtol=0)
 
 
@@ -222,9 +222,7 @@ def test_responses_drawn_from_the_table_are_those_of_the_model(bed, name):
     uniform = torch.rand(2 * samples, 3, dtype=torch.float64)
     drawn = policy.rollout(prompts, coefficients, samples=samples, uniform=uniform)
     scored = policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
-    computed = SteerablePolicy.score_and_states(policy, prompts, drawn.ids, drawn.mask, coefficients, samples=samples)[
-        0
-    ]
+    computed = SteerablePolicy.score_fully(policy, prompts, drawn.ids, drawn.mask, coefficients, samples=samples)[0]
     torch.testing.assert_close(drawn.log_probs, computed, atol=1e-5, rtol=0)
     torch.testing.assert_close(scored, computed, atol=1e-5, rtol=0)
     # the gradient goes through the table as it goes through the model
@@ -254,7 +252,7 @@ def test_read_out_is_what_the_policy_says(bed):
     read = testbed.read_out(policy, w)[0, 1, 135]
     coefficients = policy.coefficients(w, 1)
     with torch.no_grad():
-        log_probs = SteerablePolicy.score_and_states(
+        log_probs = SteerablePolicy.score_fully(
             policy,
             policy.tokenize(["b"], coefficients),
             torch.tensor([[2, 0, 7]]),

@@ -63,8 +63,8 @@ class Training(Section):
     alpha_start: Share | None  # if given, alpha falls from here, geometrically, over the first 70 % of the steps
     alpha_high: Share | None  # if given, alpha is drawn from [alpha, alpha_high], and the policy is conditioned on it
     kl: Literal[
-        "reward", "loss"
-    ]  # where the KL penalty enters: sequence-level in the return, or token-level in the loss
+        "reward", "loss", "exact"
+    ]  # sampled, in the return or per token in the loss; or over all tokens, in both
     baseline: Literal["leave_one_out", "regression", "value"]
     advantages: Literal["batch", "objective", "none"]  # what they are normalized over
     gradient_clip: Annotated[float, Field(gt=0)]

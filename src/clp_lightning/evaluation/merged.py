@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clp_lightning.config.methods import Merged
 from clp_lightning.errors import UsageError
-from clp_lightning.policy.rollout import Prompts, Responses
+from clp_lightning.policy.rollout import Prompts, Responses, Scores
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.steering.merging import merged
 
@@ -27,12 +27,12 @@ class MergedPolicy(SteerablePolicy):
         with self._merged(coefficients):
             return super().rollout(prompts, None, **settings)
 
-    def score_and_states(
+    def score_fully(
         self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        """Score as `SteerablePolicy.score_and_states` does, under the merged model."""
+    ) -> Scores:
+        """Score as `SteerablePolicy.score_fully` does, under the merged model."""
         with self._merged(coefficients):
-            return super().score_and_states(prompts, ids, mask, None, samples=samples)
+            return super().score_fully(prompts, ids, mask, None, samples=samples)
 
     def _merged(self, coefficients: Tensor | None) -> contextlib.AbstractContextManager[None]:
         if coefficients is None or self.experts is None:

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from clp_lightning.config.methods import Dirichlet, Method, Vertices
 from clp_lightning.config.parameters import Generation, Training
 from clp_lightning.oracle.exact import Array, Problem
-from clp_lightning.policy.rollout import Prefix, Prompts, Responses, draw
+from clp_lightning.policy.rollout import Prefix, Prompts, Responses, Scores, draw
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.steering.experts import Experts
 from clp_lightning.training.clp import ClpModule
@@ -141,17 +141,17 @@ class TabledPolicy(SteerablePolicy):
         log_probs = table.take_along_dim(chosen[..., None], 1).flatten(0, 1)
         return Responses(ids, torch.ones_like(ids, dtype=torch.bool), log_probs)
 
-    def score_and_states(
+    def score_fully(
         self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        """As in `SteerablePolicy`, of the responses of the last rollout; states, which no method here uses, are 0."""
+    ) -> Scores:
+        """As in `SteerablePolicy`, of the responses of the last rollout, without logits; states are 0."""
         if coefficients is None:
             table = self.table[prompts.ids[:, -1]]
         else:
             own, table = self.own
             table = table if coefficients is own else read_tokens(self, prompts, coefficients)
         chosen = (ids * PLACES).sum(-1).view(-1, samples, 1)
-        return table.take_along_dim(chosen, 1).flatten(0, 1), torch.zeros(len(prompts.ids), HIDDEN)
+        return Scores(table.take_along_dim(chosen, 1).flatten(0, 1), torch.zeros(len(prompts.ids), HIDDEN), None)
 
     def decode(self, ids: Tensor) -> list[str]:
         """As in `SteerablePolicy`, of responses that are all complete."""

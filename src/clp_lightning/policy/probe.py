@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from clp_lightning.config.data import Layers
 from clp_lightning.errors import ClpError, UsageError, one_line
-from clp_lightning.policy.rollout import Prompts, response_log_probs, sampling_steps, stacked
+from clp_lightning.policy.rollout import Prompts, sampling_steps, score_responses, stacked
 from clp_lightning.steering.experts import Experts
 
 PROMPTS, ANSWERS, SAMPLES = (5, 3), (4, 2, 3, 4), 2  # tokens of each prompt, and of each sample's answer
@@ -69,7 +69,7 @@ def _difference(model: Any) -> float:
     prompts = Prompts(_padded(texts, left=True), _padded([torch.ones_like(text) for text in texts], left=True).bool())
     ids, mask = _padded(answers), _padded([torch.ones_like(answer) for answer in answers]).bool()
     nothing = lambda groups: contextlib.nullcontext()  # noqa: E731
-    scored, _ = response_log_probs(model, nothing, prompts, ids, mask, samples=SAMPLES)
+    scored = score_responses(model, nothing, prompts, ids, mask, samples=SAMPLES).log_probs
     written = stacked(
         sampling_steps(
             model,

@@ -154,7 +154,15 @@ def repeated(prompts: Prompts, members: int) -> Prompts:
     return Prompts(prompts.ids.repeat(members, 1), prompts.mask.repeat(members, 1))
 
 
-def response_log_probs(
+class Scores(NamedTuple):
+    """What a policy says about given responses, differentiable; B rows of T tokens, G prompts."""
+
+    log_probs: Tensor  # float32 [B, T], of the tokens; 0 where there is none
+    states: Tensor  # [G, H], the prompts' last hidden states, without a gradient
+    logits: Tensor | None  # [N, V], of the N positions that count in the mask's order; None where they are not known
+
+
+def score_responses(
     model: Any,
     steer: Steer,
     prompts: Prompts,
@@ -163,11 +171,11 @@ def response_log_probs(
     *,
     samples: int,
     shares: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return log pi(y_t | x, y_<t) of given responses, float32 [B, T], and the prompts' last hidden states [G, H].
+) -> Scores:
+    """Return what the model says about responses, log pi(y_t | x, y_<t) first of all.
 
-    Log-probabilities are 0 where `mask` is False, and differentiable. The output layer, a fifth of a small model's work,
-    sees the positions that count and no padding. `shares` mixes M policies as in `sampling_steps`.
+    The output layer, a fifth of a small model's work, sees the positions that count and no padding. `shares` mixes M
+    policies as in `sampling_steps`.
     """
     prefix, members = Prefix(model, prompts, steer, samples=samples), 1 if shares is None else len(shares)
     every_ids, every_mask = ids.repeat(members, 1), mask.repeat(members, 1)
@@ -179,7 +187,7 @@ def response_log_probs(
         logits = _mixed(logits, shares, samples, mask)
     log_probs = logits.new_zeros(ids.shape)
     log_probs[mask] = -functional.cross_entropy(logits, ids[mask], reduction="none")
-    return log_probs, prefix.last[::samples, 0].detach()
+    return Scores(log_probs, prefix.last[::samples, 0].detach(), logits)
 
 
 def _mixed(logits: Tensor, shares: Tensor | None, samples: int, mask: Tensor | None = None) -> Tensor:

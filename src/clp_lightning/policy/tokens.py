@@ -16,11 +16,12 @@ from clp_lightning.policy.prompts import PromptTemplate, set_end
 from clp_lightning.policy.rollout import (
     Prompts,
     Responses,
+    Scores,
     Steer,
     Step,
     repeated,
-    response_log_probs,
     sampling_steps,
+    score_responses,
     stacked,
 )
 from clp_lightning.steering.experts import Experts, run_length
@@ -155,15 +156,15 @@ class TokenPolicy:
         self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
     ) -> Tensor:
         """Return log-probabilities of responses under these coefficients, float32 [B, T]; None is the reference."""
-        return self.score_and_states(prompts, ids, mask, coefficients, samples=samples)[0]
+        return self.score_fully(prompts, ids, mask, coefficients, samples=samples).log_probs
 
-    def score_and_states(
+    def score_fully(
         self, prompts: Prompts, ids: Tensor, mask: Tensor, coefficients: Tensor | None, *, samples: int = 1
-    ) -> tuple[Tensor, Tensor]:
-        """Return what `score` does, and the last hidden state of each prompt [G, H], for learned baselines."""
+    ) -> Scores:
+        """Return what `score` does, the prompts' last hidden states, and the logits of every position that counts."""
         prompts, coefficients, shares = self._members(prompts, coefficients)
         steer = self.steer(coefficients)
-        return response_log_probs(self.model, steer, prompts, ids, mask, samples=samples, shares=shares)
+        return score_responses(self.model, steer, prompts, ids, mask, samples=samples, shares=shares)
 
     def _members(self, prompts: Prompts, coefficients: Tensor | None) -> tuple[Prompts, Tensor | None, Tensor | None]:
         """Return prompts, coefficients and shares of all policies that a mixture runs; the reference is no mixture."""

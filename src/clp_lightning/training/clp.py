@@ -17,6 +17,7 @@ from torch import Tensor
 from clp_lightning import weightings as simplex
 from clp_lightning.config.methods import Dirichlet, Distribution, Fixed, Listed, Mixture, SmoothedVertices, Vertices
 from clp_lightning.config.parameters import Training
+from clp_lightning.policy.rollout import Scores
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.training.baselines import Group, build_baseline
 from clp_lightning.training.losses import (
@@ -26,6 +27,7 @@ from clp_lightning.training.losses import (
     policy_gradient_loss,
     regularized_return,
     sequence_kl,
+    token_kl,
 )
 from clp_lightning.training.policy_module import PolicyModule
 
@@ -76,6 +78,7 @@ class Drawn(NamedTuple):
     mask: Tensor  # [B, T]
     ref_log_probs: Tensor  # [B, T]
     states: Tensor  # [G, H]
+    ref_logits: Tensor  # [N, V] of the N tokens, or empty [0, 0] unless KL is exact
 
     def repeated(self, parts: int) -> "Drawn":
         """Return the batch `parts` times, one after the other."""
@@ -131,8 +134,11 @@ class ClpModule(PolicyModule):
         documents, weightings, alphas = documents[::parts], weightings[::parts], alphas[::parts]  # once per prompt
         with torch.no_grad():
             plain = self.policy.tokenize(documents) if self.policy.prompted or self.relabel else prompts
-            ref_log_probs, states = self.policy.score_and_states(plain, ids, mask, None, samples=samples)
-        drawn = Drawn(torch.as_tensor(rewards).to(ids.device), ids, mask, ref_log_probs, states)
+            reference = self.policy.score_fully(plain, ids, mask, None, samples=samples)
+        ref_logits = self._logits(reference) if self.config.kl == "exact" else ids.new_zeros(0, 0)
+        drawn = Drawn(
+            torch.as_tensor(rewards).to(ids.device), ids, mask, reference.log_probs, reference.states, ref_logits
+        )
 
         # with relabel: all responses to a prompt at every rotation of its weighting
         if self.relabel:
@@ -142,33 +148,44 @@ class ClpModule(PolicyModule):
             prompts = self.policy.tokenize(documents, coefficients)
 
         # log pi_w, and how likely it is that a response was drawn from pi_w and not at another rotation
-        log_probs = self.policy.score(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
+        scored = self.policy.score_fully(prompts, drawn.ids, drawn.mask, coefficients, samples=samples)
+        log_probs = scored.log_probs
         ratios = balanced_ratios(log_probs.detach(), drawn.mask, parts)
 
         # (1 - alpha) w . R - alpha KL, against the baseline
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
-        kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
+        if self.config.kl == "exact":
+            kl = token_kl(self._logits(scored), drawn.ref_logits, drawn.mask).sum(-1)
+        else:
+            kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
         group = Group(coefficients, drawn.states, ratios.to(w) if self.relabel else None, parts)
-        advantages, baseline_loss = self._advantages(drawn.rewards.to(w), kl, w, alpha, group)
+        advantages, baseline_loss = self._advantages(drawn.rewards.to(w), kl.detach(), w, alpha, group)
         advantages = ratios * advantages
         scale = self._scale(advantages)
         loss = policy_gradient_loss(log_probs, (advantages / scale).float(), drawn.mask) + baseline_loss
         if self.config.kl == "loss":
             loss = loss + kl_penalty(log_probs, drawn.ref_log_probs, drawn.mask, ratios * alpha / scale)
+        elif self.config.kl == "exact":  # the advantages hold what a token does to later states' KL
+            loss = loss + (ratios * alpha / scale * kl).mean()
 
         self.generated_tokens += int(self.trainer.strategy.reduce(mask.sum().float(), reduce_op="sum"))
         named = {f"reward_{name}": float(rewards[:, k].mean()) for k, name in enumerate(self.policy.objectives)}
         self.record(
             loss=loss.item(),
             scalarized_reward=float((ratios * (w * drawn.rewards).sum(-1)).mean()),
-            kl=float((ratios * kl).mean()),
+            kl=float((ratios * kl.detach()).mean()),
             length=float(mask.sum(-1).float().mean()),
             **({"reuse": parts / float(ratios.square().mean())} if self.relabel else {}),
             **named,
             seconds=time.monotonic() - started,
         )
         return loss
+
+    @staticmethod
+    def _logits(scores: Scores) -> Tensor:
+        assert scores.logits is not None, "this policy knows no logits, which exact KL needs"
+        return scores.logits
 
     def alpha_now(self) -> float:
         """Return this step's KL strength: constant, or annealed from `alpha_start`.
@@ -216,7 +233,7 @@ class ClpModule(PolicyModule):
         self, rewards: Tensor, kl: Tensor, weightings: Tensor, alphas: Tensor, group: Group
     ) -> tuple[Tensor, Tensor]:
         """Return advantages [B] of the regularized return and the baseline's own loss; rewards are [B, K], alphas [B]."""
-        penalty = kl if self.config.kl == "reward" else torch.zeros_like(kl)
+        penalty = torch.zeros_like(kl) if self.config.kl == "loss" else kl
         if self.config.advantages == "objective":  # each objective's advantages at the same scale, then weighted
             centered = partial(
                 leave_one_out_advantages,
