@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clp_lightning import weightings
+from clp_lightning.errors import UsageError
 from clp_lightning.oracle import exact as oracle
 from clp_lightning.oracle import testbed
 from clp_lightning.oracle.exact import Problem
+from clp_lightning.oracle.report import report
 from clp_lightning.policy.steerable import SteerablePolicy
 
 GRID = weightings.lattice(2, 5)
@@ -298,6 +300,15 @@ def test_command_refuses_what_has_no_optimum(arguments):
 
     done = CliRunner().invoke(app, ["oracle", *arguments])
     assert done.exit_code == 2 and arguments[0] in done.output and "Traceback" not in done.output
+
+
+def test_one_method_alone_is_trained_when_it_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["clp-logit"])
+    rows = {row["method"] for row in json.loads(capsys.readouterr().out)["methods"]}
+    assert rows == {"reference", "clp-logit", "exact experts, per token", "exact experts, per sequence"}
+    with pytest.raises(UsageError, match="--method clp: no such method here; choose among clp-full, clp-attn"):
+        report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["clp"])
 
 
 @pytest.mark.slow

@@ -104,3 +104,36 @@ def test_responses_of_several_policies_give_the_exact_gradient_of_each_ones_obje
         (gradient,) = torch.autograd.grad(loss, thetas, retain_graph=True)
         total += log_pi.detach()[[0, 0, 1, 1, 2, 2], y].sum().exp() * -gradient
     torch.testing.assert_close(total, expected)
+
+
+def test_token_kl_golden():
+    # policy (3/4, 1/4) against (1/2, 1/2): 3/4 ln 3/2 + 1/4 ln 1/2 = 0.130812; the second position is padding
+    logits, reference = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log(), torch.zeros(2, 2)
+    mask = torch.tensor([[True, False], [True, False]])
+    torch.testing.assert_close(losses.token_kl(logits, reference, mask), torch.tensor([[0.130812, 0], [0, 0]]))
+
+
+def test_exact_token_kl_in_return_and_loss_is_the_gradient_of_the_responses_kl():
+    # all responses of two tokens among three, as often as the policy gives them: the state after the first token is the token
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(1, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    second = torch.randn(3, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    ref_first, ref_second = (torch.randn(rows, 3, generator=generator, dtype=torch.float64) for rows in (1, 3))
+    a, b = torch.cartesian_prod(torch.arange(3), torch.arange(3)).T
+
+    def log_probs(of_first, of_second):
+        return of_first.log_softmax(1)[0, a], of_second.log_softmax(1)[a, b]
+
+    policy, reference = log_probs(first, second), log_probs(ref_first, ref_second)
+    of_response, ref_of_response = sum(policy), sum(reference)
+    exact = (of_response.exp() * (of_response - ref_of_response)).sum()
+    expected = torch.autograd.grad(exact, (first, second), retain_graph=True)
+
+    logits = torch.stack([first[0].expand(9, 3), second[a]], dim=1).flatten(0, 1)
+    ref_logits = torch.stack([ref_first[0].expand(9, 3), ref_second[a]], dim=1).flatten(0, 1)
+    kl = losses.token_kl(logits, ref_logits, torch.ones(9, 2, dtype=torch.bool)).sum(-1)
+    share = of_response.detach().exp()
+    assert (share * kl).sum().item() == pytest.approx(exact.item())
+    loss = (share * (kl + kl.detach() * of_response)).sum()  # the loss term, and the return's score-function term
+    for found, wanted in zip(torch.autograd.grad(loss, (first, second)), expected, strict=True):
+        torch.testing.assert_close(found, wanted)

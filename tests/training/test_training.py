@@ -56,6 +56,8 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
         {"baseline": "value"},
         {"baseline": "regression", "samples_per_prompt": 1},
         {"kl": "loss"},
+        {"kl": "exact"},
+        {"kl": "exact", "relabel": True, "samples_per_prompt": 4},
         {"advantages": "objective", "kl": "loss"},
         {"advantages": "none"},
         {"alpha_high": 1.0},

@@ -43,6 +43,7 @@ def oracle(
     ] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of testbed and training.")] = 0,
     steps: Annotated[int | None, typer.Option(min=10, help="Training steps of each method; 700.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeat it for several.")] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Picture to write (.png or .svg); reports/oracle-....png.")
     ] = None,
@@ -50,11 +51,11 @@ def oracle(
 ) -> None:
     """Train every method where the exact optimum is known, and print how close each comes.
 
-    Example: clp oracle --objectives 3 --alpha 0.1 --seed 1
+    Example: clp oracle --objectives 3 --alpha 0.1 --seed 1 --method clp-full
     """
     from clp_lightning.oracle.report import report
 
-    report(objectives, alpha, seed, steps=steps, picture=picture, as_json=as_json)
+    report(objectives, alpha, seed, steps=steps, picture=picture, as_json=as_json, methods=method or ())
 
 
 @app.command()

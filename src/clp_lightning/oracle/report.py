@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,17 @@ PICTURES = (".png", ".svg")
 KEYS = ("method", "hypervolume_ratio", "regret_mean", "regret_max", "seconds")
 
 
-def report(objectives: int, alpha: float, seed: int, *, steps: int | None, picture: Path | None, as_json: bool) -> None:
-    """Run the methods, print the comparison, and draw it into `picture` (by default a file in reports/)."""
+def report(
+    objectives: int,
+    alpha: float,
+    seed: int,
+    *,
+    steps: int | None,
+    picture: Path | None,
+    as_json: bool,
+    methods: Sequence[str] = (),
+) -> None:
+    """Run the methods (all, or those named), print the comparison, draw it into `picture` (by default a file in reports/)."""
     steps, path = steps or STEPS, default_picture(alpha, objectives, seed)
     path = path if picture is None else file_at(picture, path.name)
     if path.suffix.lower() not in PICTURES:
@@ -34,7 +44,7 @@ def report(objectives: int, alpha: float, seed: int, *, steps: int | None, pictu
                 tasks[method] = bars.add_task(method, total=steps)
             bars.update(tasks[method], completed=step)
 
-        result = run(objectives, alpha, seed, steps=steps, progress=progress)
+        result = run(objectives, alpha, seed, steps=steps, progress=progress, methods=methods)
     _print(result, as_json=as_json)
     draw(result, path)
     print(f"picture: {path}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clp_lightning import weightings
+from clp_lightning.errors import UsageError
 from clp_lightning.oracle import exact as oracle
 from clp_lightning.oracle.exact import Array
 
@@ -35,22 +36,34 @@ def grid(objectives: int) -> Array:
 
 
 def run(
-    objectives: int, alpha: float, seed: int, *, steps: int, progress: Callable[[str, int], None]
+    objectives: int,
+    alpha: float,
+    seed: int,
+    *,
+    steps: int,
+    progress: Callable[[str, int], None],
+    methods: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train every method and return what `clp oracle --json` prints, and the frontiers.
+    """Train every method, or those in `methods`, and return what `clp oracle --json` prints, and the frontiers.
 
-    `progress` is told a method's name and the steps that it has done.
+    `progress` is told a method's name and the steps that it has done. Raises `UsageError` for an unknown method.
     """
     context = _start_server()
     from clp_lightning.oracle.testbed import LETTERS, METHODS, QUEUE, Testbed
 
     problem, points = Testbed(objectives, seed).problem(alpha), grid(objectives)
-    results = _train_all(context, QUEUE, objectives, alpha, seed, steps, progress)
-    trained = {name: results[name] for name in METHODS}
+    for name in methods:
+        if name not in METHODS:
+            raise UsageError(f"--method {name}: no such method here; choose among {', '.join(METHODS)}")
+    queue = [name for name in QUEUE if not methods or name in methods]
+    results = _train_all(context, queue, objectives, alpha, seed, steps, progress)
+    trained = {name: results[name] for name in METHODS if name in results}
     policies = {REFERENCE: (np.repeat(problem.ref_log_probs[None], len(points), axis=0), 0.0)}
     policies |= {name: (result.log_probs, result.seconds) for name, result in trained.items()}
-    soups, exact = trained["rewarded-soups"], oracle.optimum(problem, np.eye(objectives))
-    for who, experts, seconds in (("logit-mixing", soups.vertices, soups.seconds), ("exact experts", exact, 0.0)):
+    mixed = [("exact experts", oracle.optimum(problem, np.eye(objectives)), 0.0)]
+    if (soups := trained.get("rewarded-soups")) is not None:
+        mixed.insert(0, ("logit-mixing", soups.vertices, soups.seconds))
+    for who, experts, seconds in mixed:
         policies[f"{who}, per token"] = oracle.mix_tokens(experts, points, len(LETTERS)), seconds
         policies[f"{who}, per sequence"] = oracle.mix_sequences(experts, points), seconds
     policies[OPTIMUM] = oracle.optimum(problem, points), 0.0
