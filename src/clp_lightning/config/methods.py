@@ -69,6 +69,10 @@ class Listed(Section):
 Distribution = Dirichlet | Mixture | Vertices | SmoothedVertices | Fixed | Listed
 
 
+# where the KL penalty enters: sampled, in the return; sampled per token, in the loss; or over all tokens, in both
+KlEstimate = Literal["reward", "loss", "exact"]
+
+
 class OwnTraining(Section):
     """What a method's training does otherwise than the section `training` says; null: as it says."""
 
@@ -77,6 +81,8 @@ class OwnTraining(Section):
     samples_per_prompt: Positive | None = None
     learning_rate: Rate | None = None
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
+    kl: KlEstimate | None = None
+    alpha_start: Share | None = None
 
 
 class Method(Section):

@@ -164,20 +164,26 @@ class Config(Section):
             )
         for name, row in self.methods.items():
             self._check_samples(name, row)
+            self._check_annealing(f"methods.{name}.training", row.training.alpha_start)
         if training.alpha_high is not None and training.alpha_high <= training.alpha:
             raise ValueError(
                 "training.alpha_high: must be larger than training.alpha; null trains at that one KL strength"
             )
-        if training.alpha_start is not None and not 0 < training.alpha < training.alpha_start:
-            raise ValueError(
-                "training.alpha_start: must be larger than training.alpha, and that larger than 0; null keeps alpha constant"
-            )
-        if training.alpha_start is not None and training.alpha_high is not None:
-            raise ValueError(
-                "training.alpha_start: a policy conditioned on alpha has no single one to start from; use null"
-            )
+        self._check_annealing("training", training.alpha_start)
         self._check_kl_strengths()
         return self
+
+    def _check_annealing(self, section: str, start: float | None) -> None:
+        if start is None:
+            return
+        if not 0 < self.training.alpha < start:
+            raise ValueError(
+                f"{section}.alpha_start: must be larger than training.alpha, and that larger than 0; null keeps alpha constant"
+            )
+        if self.training.alpha_high is not None:
+            raise ValueError(
+                f"{section}.alpha_start: a policy conditioned on alpha has no single one to start from; use null"
+            )
 
     def _check_samples(self, name: str, row: Method) -> None:
         samples, own = self.budget(name).samples_per_prompt, row.training.samples_per_prompt is not None
