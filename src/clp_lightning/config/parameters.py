@@ -65,7 +65,7 @@ class Training(Section):
     kl: Literal[
         "reward", "loss", "exact"
     ]  # sampled, in the return or per token in the loss; or over all tokens, in both
-    baseline: Literal["leave_one_out", "regression", "value"]
+    baseline: Baseline
     advantages: Literal["batch", "objective", "none"]  # what they are normalized over
     gradient_clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Positive
@@ -158,7 +158,8 @@ class Config(Section):
                 "generation.chat_template_kwargs: only a chat template reads them; set generation.chat to true, or them to {}"
             )
         training = self.training
-        if training.advantages == "objective" and training.baseline != "leave_one_out":
+        budgets = [training, *map(self.budget, self.methods)]
+        if training.advantages == "objective" and any(each.baseline != "leave_one_out" for each in budgets):
             raise ValueError(
                 "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"
             )
@@ -188,10 +189,11 @@ class Config(Section):
     def _check_samples(self, name: str, row: Method) -> None:
         samples, own = self.budget(name).samples_per_prompt, row.training.samples_per_prompt is not None
         where = f"methods.{name}.training.samples_per_prompt" if own else "training.samples_per_prompt"
-        if samples < 2 and self.training.baseline == "leave_one_out":
+        baseline = self.budget(name).baseline
+        if samples < 2 and baseline in GROUPED:
             raise ValueError(f"{where}: leave-one-out needs another sample; set it to 2 or more")
-        if row.relabel and self.training.baseline != "leave_one_out":
-            raise ValueError(f"training.baseline: methods.{name}.relabel needs leave_one_out; choose it")
+        if row.relabel and baseline not in GROUPED:
+            raise ValueError(f"training.baseline: methods.{name}.relabel needs {' or '.join(GROUPED)}; choose one")
         if row.relabel and len(self.objectives) > 1 and rotations_of_samples(len(self.objectives), samples) == 1:
             raise ValueError(
                 f"{where}: methods.{name}.relabel divides them among rotations of a weighting, two or more each, which {samples} "
