@@ -22,7 +22,16 @@ from clp_lightning.config.data import (
     RewardModel,
     Table,
 )
-from clp_lightning.config.methods import REFERENCE, Derived, KlStrength, Method, check_methods
+from clp_lightning.config.methods import (
+    GROUPED,
+    REFERENCE,
+    Baseline,
+    Derived,
+    KlEstimate,
+    KlStrength,
+    Method,
+    check_methods,
+)
 from clp_lightning.config.problems import first_problem, yaml_problem
 from clp_lightning.config.rewards import Rewards
 from clp_lightning.config.types import Name, Positive, Rate, Section, Share
@@ -62,9 +71,7 @@ class Training(Section):
     alpha: Share  # KL strength
     alpha_start: Share | None  # if given, alpha falls from here, geometrically, over the first 70 % of the steps
     alpha_high: Share | None  # if given, alpha is drawn from [alpha, alpha_high], and the policy is conditioned on it
-    kl: Literal[
-        "reward", "loss", "exact"
-    ]  # sampled, in the return or per token in the loss; or over all tokens, in both
+    kl: KlEstimate
     baseline: Baseline
     advantages: Literal["batch", "objective", "none"]  # what they are normalized over
     gradient_clip: Annotated[float, Field(gt=0)]
