@@ -71,16 +71,17 @@ class WeightingRegression(nn.Module):
 
 
 class Shrunk(WeightingRegression):
-    """The mean of the group's other samples, shrunk towards the regression on the weighting over earlier steps."""
+    """The mean of the group's other samples, shrunk towards the regression on the weighting over earlier steps.
+
+    Two others are a noisy mean, the regression knows nothing of the prompt; each is off by about as much as the other.
+    """
 
     worth = 2.0  # samples
 
     def forward(self, returns: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """Return advantages [B] and a loss of 0 for `returns` [B]."""
-        samples, prior = (
-            len(returns) // len(group.states),
-            (self.fit_and_update(returns, group).to(returns), self.worth),
-        )
+        prior = self.fit_and_update(returns, group).to(returns), self.worth
+        samples = len(returns) // len(group.states)
         return leave_one_out_advantages(returns, samples, group.ratios, group.policies, prior), returns.new_zeros(())
 
 
