@@ -215,7 +215,7 @@ def test_bad_value_is_named_with_its_path(tmp_path, path, value, message):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("training.baseline", "value", "training.baseline: methods.clp-full.relabel needs leave_one_out or shrunk; choose one"),
+        ("training.baseline", "value", "training.baseline: methods.clp-full.relabel needs leave_one_out; choose it"),
         ("training.samples_per_prompt", 3, "training.samples_per_prompt: methods.clp-full.relabel divides them among rotations "
          "of a weighting, two or more each, which 3 cannot be; set it to 4"),
     ],

@@ -53,8 +53,6 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
     "changes",
     [
         {"baseline": "regression"},
-        {"baseline": "shrunk"},
-        {"baseline": "shrunk", "relabel": True, "samples_per_prompt": 4, "kl": "exact"},
         {"baseline": "value"},
         {"baseline": "regression", "samples_per_prompt": 1},
         {"kl": "loss"},

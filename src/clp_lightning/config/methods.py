@@ -71,9 +71,6 @@ Distribution = Dirichlet | Mixture | Vertices | SmoothedVertices | Fixed | Liste
 
 # where the KL penalty enters: sampled, in the return; sampled per token, in the loss; or over all tokens, in both
 KlEstimate = Literal["reward", "loss", "exact"]
-# what is subtracted from a return; shrunk: the mean of the group's others, shrunk towards the regression on the weighting
-Baseline = Literal["leave_one_out", "shrunk", "regression", "value"]
-GROUPED = ("leave_one_out", "shrunk")  # those that need a group's other samples
 
 
 class OwnTraining(Section):
@@ -85,7 +82,6 @@ class OwnTraining(Section):
     learning_rate: Rate | None = None
     gradient_clip: Annotated[float, Field(gt=0)] | None = None
     kl: KlEstimate | None = None
-    baseline: Baseline | None = None
     alpha_start: Share | None = None
 
 

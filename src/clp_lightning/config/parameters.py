@@ -22,16 +22,7 @@ from clp_lightning.config.data import (
     RewardModel,
     Table,
 )
-from clp_lightning.config.methods import (
-    GROUPED,
-    REFERENCE,
-    Baseline,
-    Derived,
-    KlEstimate,
-    KlStrength,
-    Method,
-    check_methods,
-)
+from clp_lightning.config.methods import REFERENCE, Derived, KlEstimate, KlStrength, Method, check_methods
 from clp_lightning.config.problems import first_problem, yaml_problem
 from clp_lightning.config.rewards import Rewards
 from clp_lightning.config.types import Name, Positive, Rate, Section, Share
@@ -72,7 +63,7 @@ class Training(Section):
     alpha_start: Share | None  # if given, alpha falls from here, geometrically, over the first 70 % of the steps
     alpha_high: Share | None  # if given, alpha is drawn from [alpha, alpha_high], and the policy is conditioned on it
     kl: KlEstimate
-    baseline: Baseline
+    baseline: Literal["leave_one_out", "regression", "value"]
     advantages: Literal["batch", "objective", "none"]  # what they are normalized over
     gradient_clip: Annotated[float, Field(gt=0)]
     checkpoint_every: Positive
@@ -165,8 +156,7 @@ class Config(Section):
                 "generation.chat_template_kwargs: only a chat template reads them; set generation.chat to true, or them to {}"
             )
         training = self.training
-        budgets = [training, *map(self.budget, self.methods)]
-        if training.advantages == "objective" and any(each.baseline != "leave_one_out" for each in budgets):
+        if training.advantages == "objective" and training.baseline != "leave_one_out":
             raise ValueError(
                 "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"
             )
@@ -196,11 +186,10 @@ class Config(Section):
     def _check_samples(self, name: str, row: Method) -> None:
         samples, own = self.budget(name).samples_per_prompt, row.training.samples_per_prompt is not None
         where = f"methods.{name}.training.samples_per_prompt" if own else "training.samples_per_prompt"
-        baseline = self.budget(name).baseline
-        if samples < 2 and baseline in GROUPED:
+        if samples < 2 and self.training.baseline == "leave_one_out":
             raise ValueError(f"{where}: leave-one-out needs another sample; set it to 2 or more")
-        if row.relabel and baseline not in GROUPED:
-            raise ValueError(f"training.baseline: methods.{name}.relabel needs {' or '.join(GROUPED)}; choose one")
+        if row.relabel and self.training.baseline != "leave_one_out":
+            raise ValueError(f"training.baseline: methods.{name}.relabel needs leave_one_out; choose it")
         if row.relabel and len(self.objectives) > 1 and rotations_of_samples(len(self.objectives), samples) == 1:
             raise ValueError(
                 f"{where}: methods.{name}.relabel divides them among rotations of a weighting, two or more each, which {samples} "

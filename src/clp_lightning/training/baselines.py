@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clp_lightning.training.losses import LEAST, leave_one_out_advantages
+from clp_lightning.training.losses import leave_one_out_advantages
 
 
 class Group(NamedTuple):
@@ -50,39 +50,15 @@ class WeightingRegression(nn.Module):
     @torch.no_grad()
     def forward(self, returns: Tensor, group: Group) -> tuple[Tensor, Tensor]:
         """Return advantages [B] against the fit to *earlier* steps, then take `returns` [B] in; the loss is 0."""
-        samples = len(returns) // len(group.coefficients)
-        fitted = self.fit_and_update(returns, group)
-        return returns - fitted.repeat_interleave(samples).to(returns), returns.new_zeros(())
-
-    @torch.no_grad()
-    def fit_and_update(self, returns: Tensor, group: Group) -> Tensor:
-        """Return the fit [G] to *earlier* steps, then take `returns` [B] in, as means of their groups."""
         c = group.coefficients.double()
         upper = torch.triu_indices(c.shape[1], c.shape[1])
         features = torch.cat([torch.ones_like(c[:, :1]), c, c[:, upper[0]] * c[:, upper[1]]], dim=1)
         identity = self.ridge * torch.eye(len(self.gram), dtype=torch.float64, device=c.device)
         fitted = features @ torch.linalg.solve(self.gram + identity, self.moment)  # [G]
-        weights = torch.ones_like(returns) if group.ratios is None else group.ratios + LEAST
-        grouped, weights = returns.double().view(len(c), -1), weights.double().view(len(c), -1)
-        sums = grouped.shape[1] * (weights * grouped).sum(1) / weights.sum(1)
-        self.gram.mul_(self.forgetting).add_(grouped.shape[1] * features.T @ features)
-        self.moment.mul_(self.forgetting).add_(features.T @ sums)
-        return fitted
-
-
-class Shrunk(WeightingRegression):
-    """The mean of the group's other samples, shrunk towards the regression on the weighting over earlier steps.
-
-    Two others are a noisy mean, the regression knows nothing of the prompt; each is off by about as much as the other.
-    """
-
-    worth = 2.0  # samples
-
-    def forward(self, returns: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-        """Return advantages [B] and a loss of 0 for `returns` [B]."""
-        prior = self.fit_and_update(returns, group).to(returns), self.worth
-        samples = len(returns) // len(group.states)
-        return leave_one_out_advantages(returns, samples, group.ratios, group.policies, prior), returns.new_zeros(())
+        samples = len(returns) // len(c)
+        self.gram.mul_(self.forgetting).add_(samples * features.T @ features)
+        self.moment.mul_(self.forgetting).add_(features.T @ returns.double().view(-1, samples).sum(1))
+        return returns - fitted.repeat_interleave(samples).to(returns), returns.new_zeros(())
 
 
 class LearnedValue(nn.Module):
@@ -107,6 +83,4 @@ def build_baseline(kind: str, *, hidden: int, coefficients: int) -> nn.Module:
     """Return the baseline that `training.baseline` names."""
     if kind == "leave_one_out":
         return LeaveOneOut()
-    if kind == "shrunk":
-        return Shrunk(coefficients)
     return WeightingRegression(coefficients) if kind == "regression" else LearnedValue(hidden, coefficients)

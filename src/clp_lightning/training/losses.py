@@ -48,28 +48,19 @@ def regularized_return(scalarized_reward: Tensor, kl: Tensor, alpha: Tensor | fl
     return (1 - alpha) * scalarized_reward - alpha * kl
 
 
-def leave_one_out_advantages(
-    returns: Tensor,
-    samples: int,
-    ratios: Tensor | None = None,
-    policies: int = 1,
-    prior: tuple[Tensor, float] | None = None,
-) -> Tensor:
+def leave_one_out_advantages(returns: Tensor, samples: int, ratios: Tensor | None = None, policies: int = 1) -> Tensor:
     """Subtract from each return [B] the mean of the *other* samples of its group (RLOO, arXiv 2402.14740).
 
     The baseline does not depend on the sample it is subtracted from, so the gradient stays unbiased. Importance weights
     `ratios` [B] make it a weighted mean, near the mean under the policy that they are weights for. Where several `policies`
     gave a group's samples, n in a row each, one sample of every policy is left out together: the mean of the others then has
     one expectation whichever policy gave the sample, without which the weighted gradients of the policies' samples would not
-    cancel. `samples` / `policies` = n >= 2. A `prior` is what was known of each group's mean before [G], and how many samples
-    that is worth: the mean is shrunk towards it.
+    cancel. `samples` / `policies` = n >= 2.
     """
     grouped = returns.view(-1, policies, samples // policies)
     weights = torch.ones_like(grouped) if ratios is None else (ratios + LEAST).view_as(grouped)
     weighted = weights * grouped
     value, weight = (each.sum((1, 2), keepdim=True) - each.sum(1, keepdim=True) for each in (weighted, weights))
-    if prior is not None:
-        value, weight = value + prior[1] * prior[0][:, None, None], weight + prior[1]
     return (grouped - value / weight).reshape(-1)
 
 
