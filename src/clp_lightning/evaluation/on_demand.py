@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,19 @@ def summarize(frame: pd.DataFrame, objectives: tuple[str, ...]) -> list[dict[str
     return rows
 
 
+def by_prompt(frame: pd.DataFrame, objectives: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return weightings [M, K], and the means of each prompt's answers: rewards [M, P, K] and KL [M, P], prompts sorted."""
+    weightings = frame.groupby("weighting_id")[[f"w:{name}" for name in objectives]].first().to_numpy()
+    columns = [*(f"reward:{name}" for name in objectives), "monitor:kl"]
+    means = (
+        frame.groupby(["weighting_id", "prompt_id"])[columns]
+        .mean()
+        .to_numpy()
+        .reshape(len(weightings), -1, len(columns))
+    )
+    return weightings, means[..., :-1], means[..., -1]
+
+
 def measure_objective(frame: pd.DataFrame, config: Config, *, grid: bool) -> dict[str, Any]:
     """Return what training maximizes, J(w) = (1 - alpha) w.R - alpha KL with KL in nats per answer, as `clp frontier` has it.
 
@@ -101,10 +115,7 @@ def measure_objective(frame: pd.DataFrame, config: Config, *, grid: bool) -> dic
     all of them, with `grid` over the evenly spaced ones. Intervals are over groups of prompts (`frontier.bootstrap`), None
     when all are of one.
     """
-    names, mean = config.objectives, frame.groupby(["weighting_id", "prompt_id"])
-    weightings = frame.groupby("weighting_id")[[f"w:{name}" for name in names]].first().to_numpy()
-    rewards = mean[[f"reward:{name}" for name in names]].mean().to_numpy().reshape(len(weightings), -1, len(names))
-    kl = mean["monitor:kl"].mean().to_numpy().reshape(len(weightings), -1)  # [M, P]
+    names, (weightings, rewards, kl) = config.objectives, by_prompt(frame, config.objectives)
     weights, alphas = split_weightings(weightings, config.training.alpha)
     j = objective(rewards.swapaxes(0, 1), kl.T, weights, alphas).T
     over = np.ones(len(weightings), dtype=bool)

@@ -9,6 +9,7 @@ import pandas as pd
 from clp_lightning import paths
 from clp_lightning.config.parameters import Config
 from clp_lightning.errors import ClpError
+from clp_lightning.evaluation.on_demand import by_prompt
 from clp_lightning.files import fingerprint, read_json
 from clp_lightning.frontier import metrics as frontier
 from clp_lightning.frontier.bootstrap import cluster_bootstrap
@@ -103,14 +104,9 @@ def training(models: Path, arm: str, gradient_clip: float) -> dict[str, float]:
 def _arrays(file: Path, axes: dict[str, Any]) -> tuple[Array, Array, Array, float]:
     """Return weightings [M, K], rewards [M, P, K] and KL [M, P] per prompt in the order of the axes, and the mean length."""
     frame = pd.read_parquet(file)
-    rewards = [f"reward:{name}" for name in axes["objectives"]]
-    order = [name for name, _ in axes["prompts"]]
-    if set(frame["prompt_id"]) != set(order):
+    if set(frame["prompt_id"]) != {name for name, _ in axes["prompts"]}:
         raise ClpError(f"{file}: other prompts than the reference policy's; delete its folder and run the study again")
-    weightings = frame.groupby("weighting_id")[[f"w:{name}" for name in axes["objectives"]]].first().to_numpy()
-    each = frame.groupby(["weighting_id", "prompt_id"])[[*rewards, "monitor:kl"]].mean()
-    table = each.to_numpy().reshape(len(weightings), len(order), -1)  # both levels are sorted, as `order` is
-    return weightings, table[..., :-1], table[..., -1], frame["monitor:length"].mean()
+    return *by_prompt(frame, axes["objectives"]), frame["monitor:length"].mean()
 
 
 def _error(values: Array, labels: list[str], config: Config) -> float:
