@@ -241,11 +241,16 @@ def test_a_response_is_scored_at_the_weighting_that_it_was_drawn_at_too(base, tm
     monkeypatch.setattr(
         policy, "rollout", lambda *a, **o: seen.setdefault("drawn", type(policy).rollout(policy, *a, **o))
     )
-    monkeypatch.setattr(policy, "score", lambda *a, **o: seen.setdefault("scored", type(policy).score(policy, *a, **o)))
+    # the reference policy is scored first; the last is what is learned from
+    monkeypatch.setattr(
+        policy,
+        "score_fully",
+        lambda *a, **o: seen.update(scored=type(policy).score_fully(policy, *a, **o)) or seen["scored"],
+    )
     train(base, tmp_path, policy, steps=1, prompts_per_step=3, samples_per_prompt=4, relabel=True)
     # 3 prompts, 2 rotations, 2 responses each; scored in 2 parts, part p at rotation p
     drawn = seen["drawn"].log_probs.view(3, 2, 2, -1)
-    scored = seen["scored"].detach().view(2, 3, 2, 2, -1)
+    scored = seen["scored"].log_probs.detach().view(2, 3, 2, 2, -1)
     for rotation in (0, 1):
         torch.testing.assert_close(scored[rotation, :, rotation], drawn[:, rotation], atol=1e-4, rtol=0)
     assert (scored[1, :, 0] - drawn[:, 0]).abs().max() > 1e-2  # and elsewhere it is another policy's
