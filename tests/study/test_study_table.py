@@ -83,7 +83,13 @@ def edit(path, name, value, line=0):
 
 
 @pytest.mark.parametrize(
-    ("file", "name"), [("runs.csv", "mean_j"), ("runs.csv", "seed"), ("points.csv", "j"), ("points.csv", "run")]
+    ("file", "name"),
+    [
+        ("runs.csv", "mean_j"),
+        ("runs.csv", "seed"),
+        ("points/clp-full-3-1.csv", "j"),
+        ("points/clp-full-3-1.csv", "run"),
+    ],
 )
 def test_a_cell_that_was_edited_by_hand_is_found(tmp_path, file, name):
     path = written(tmp_path, run_rows())
@@ -96,10 +102,10 @@ def test_a_cell_that_was_edited_by_hand_is_found(tmp_path, file, name):
 
 def test_what_is_lost_is_found(tmp_path):
     path = written(tmp_path, run_rows())
-    points, runs = tmp_path / "points.csv", path.read_text()
+    points, runs = tmp_path / "points/clp-full-3-1.csv", path.read_text()
     kept = points.read_text()
     points.write_text("".join(kept.splitlines(keepends=True)[:-1]))
-    with pytest.raises(ClpError, match=r"runs.csv:2: 3 weightings, but .*points.csv has 2; restore"):
+    with pytest.raises(ClpError, match=r"runs.csv:2: 3 weightings, but .*points/clp-full-3-1.csv has 2; restore"):
         table.read(path)
     points.write_text(kept)
     path.write_text(runs.replace(",seed,", ",sead,"))
@@ -124,7 +130,8 @@ def test_points_of_a_run_that_never_got_its_row_do_not_count(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))  # without soups' row
     assert [row["arm"] for row in table.read(path).runs] == ["clp-full"]
     written(tmp_path, run_rows("soups"))
-    assert len((tmp_path / "points.csv").read_text().splitlines()) == 1 + 2 * 3
+    tables = table.read(path)
+    assert [len(tables.points[row["run"]]) for row in tables.runs] == [3, 3]
 
 
 def test_the_ledger_says_what_was_tuned_on_what(tmp_path):

@@ -1,7 +1,8 @@
 """The tables of all studies, kept in git: a row per finished run, a row per weighting of each, and the axes they are on.
 
-`runs.csv` holds one row per run, `points.csv` beside it one per run and weighting, `axes/HASH.json` what the numbers mean:
-objectives, normalization, KL strength, prompts. Every row carries a hash of its cells, so that none is edited by hand unseen.
+`runs.csv` holds one row per run, `points/RUN.csv` beside it one per weighting of a run, `axes/HASH.json` what the numbers mean:
+objectives, normalization, KL strength, prompts. So no file grows with every run but the short one. Every row carries a hash of
+its cells, so that none is edited by hand unseen.
 """
 
 import csv
@@ -54,18 +55,16 @@ def read(path: Path) -> Tables:
     hash, a run that is there twice, and points or axes that are missing.
     """
     runs = _rows(path, RUNS, _run)
-    points: dict[str, list[dict[str, Any]]] = {}
-    for row in _rows(beside(path), POINTS, _point):
-        points.setdefault(row["run"], []).append(row)
+    points = {row["run"]: _rows(points_of(path, row["run"]), POINTS, _point) for row in runs}
     seen: dict[tuple[Any, ...], int] = {}
     for line, row in enumerate(runs, 2):
         key = tuple(row[name] for name in KEY)
         if key in seen:
             raise ClpError(f"{path}:{line}: the run of line {seen[key]} again ({_shown(row)}); delete one of the two")
         seen[key] = line
-        if len(points.get(row["run"], [])) != row["weightings"]:
-            found = len(points.get(row["run"], []))
-            raise ClpError(f"{path}:{line}: {row['weightings']} weightings, but {beside(path)} has {found}; {REMEDY}")
+        if (found := len(points[row["run"]])) != row["weightings"]:
+            file = points_of(path, row["run"])
+            raise ClpError(f"{path}:{line}: {row['weightings']} weightings, but {file} has {found}; {REMEDY}")
     return Tables(runs, points, {name: _axes(path, name) for name in sorted({row["axes"] for row in runs})})
 
 
@@ -79,9 +78,8 @@ def add(path: Path, run: Mapping[str, Any], points: Sequence[Mapping[str, Any]],
         target = path.parent / "axes" / f"{run['axes']}.json"
         if not target.is_file():
             write_json(target, axes)
-        counted = {row["run"] for row in found.runs}
-        kept = [row for name, rows in found.points.items() if name in counted for row in rows]
-        _write(beside(path), POINTS, [*kept, *points], ("run", "weighting"))
+        points_of(path, run["run"]).parent.mkdir(exist_ok=True)
+        _write(points_of(path, run["run"]), POINTS, points, ("weighting",))
         _write(path, RUNS, [*found.runs, run], KEY)
 
 
@@ -103,9 +101,9 @@ def write_ledger(path: Path, tables: Tables, questions: Mapping[str, str]) -> No
         beside.write_text(LEDGER + "".join(lines), encoding="utf-8")
 
 
-def beside(path: Path) -> Path:
-    """Return where the points of `path` (runs.csv) are."""
-    return path.with_name("points.csv")
+def points_of(path: Path, run: str) -> Path:
+    """Return where the points of a run in `path` (runs.csv) are."""
+    return path.parent / "points" / f"{run}.csv"
 
 
 def axes_hash(axes: Mapping[str, Any]) -> str:

@@ -17,7 +17,6 @@ from torch import Tensor
 from clp_lightning import weightings as simplex
 from clp_lightning.config.methods import Dirichlet, Distribution, Fixed, Listed, Mixture, SmoothedVertices, Vertices
 from clp_lightning.config.parameters import Training
-from clp_lightning.policy.rollout import Scores
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.training.baselines import Group, build_baseline
 from clp_lightning.training.losses import (
@@ -78,7 +77,6 @@ class Drawn(NamedTuple):
     mask: Tensor  # [B, T]
     ref_log_probs: Tensor  # [B, T]
     states: Tensor  # [G, H]
-    ref_logits: Tensor  # [N, V] of the N tokens, or empty [0, 0] unless KL is exact
 
     def repeated(self, parts: int) -> "Drawn":
         """Return the batch `parts` times, one after the other."""
@@ -135,10 +133,9 @@ class ClpModule(PolicyModule):
         with torch.no_grad():
             plain = self.policy.tokenize(documents) if self.policy.prompted or self.relabel else prompts
             reference = self.policy.score_fully(plain, ids, mask, None, samples=samples)
-        ref_logits = self._logits(reference) if self.config.kl == "exact" else ids.new_zeros(0, 0)
-        drawn = Drawn(
-            torch.as_tensor(rewards).to(ids.device), ids, mask, reference.log_probs, reference.states, ref_logits
-        )
+        drawn = Drawn(torch.as_tensor(rewards).to(ids.device), ids, mask, reference.log_probs, reference.states)
+        ref_logits = reference.logits if self.config.kl == "exact" else None
+        del reference  # its logits, which are large
 
         # with relabel: all responses to a prompt at every rotation of its weighting
         if self.relabel:
@@ -156,7 +153,8 @@ class ClpModule(PolicyModule):
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
         if self.config.kl == "exact":
-            kl = token_kl(self._logits(scored), drawn.ref_logits, drawn.mask).sum(-1)
+            assert scored.logits is not None and ref_logits is not None  # only testbeds have none
+            kl = token_kl(scored.logits, ref_logits, drawn.mask).sum(-1)
         else:
             kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
         group = Group(coefficients, drawn.states, ratios.to(w) if self.relabel else None, parts)
@@ -181,11 +179,6 @@ class ClpModule(PolicyModule):
             seconds=time.monotonic() - started,
         )
         return loss
-
-    @staticmethod
-    def _logits(scores: Scores) -> Tensor:
-        assert scores.logits is not None, "this policy knows no logits, which exact KL needs"
-        return scores.logits
 
     def alpha_now(self) -> float:
         """Return this step's KL strength: constant, or annealed from `alpha_start`.

@@ -22,12 +22,15 @@ def sequence_kl(log_probs: Tensor, ref_log_probs: Tensor, response_mask: Tensor)
 def token_kl(logits: Tensor, ref_logits: Tensor, response_mask: Tensor) -> Tensor:
     """Return KL(policy || reference) at every token's state in nats, [B, T], differentiable; 0 where `response_mask` is False.
 
-    Logits are [N, V], of the N positions that count. Summed over a response this has the expectation of `sequence_kl` and less
-    variance: a Rao-Blackwell estimate (arXiv 2504.10637).
+    Logits are [P * N, V], of the positions that count; the reference policy's are [N, V] where the same responses were scored
+    under P policies. Summed over a response this has the expectation of `sequence_kl` and less variance: a Rao-Blackwell
+    estimate (arXiv 2504.10637).
     """
-    log_p, log_q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
+    log_q = ref_logits.log_softmax(-1)
+    log_p = logits.log_softmax(-1).unflatten(0, (-1, len(log_q)))
     result = log_p.new_zeros(response_mask.shape)
-    result[response_mask] = functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+    each = functional.kl_div(log_q.expand_as(log_p), log_p, log_target=True, reduction="none")
+    result[response_mask] = each.sum(-1).flatten()
     return result
 
 
