@@ -154,8 +154,10 @@ def test_answers_of_clients_that_go_away_are_given_up(model):
                 connection.close()
             soon(lambda: served.ask("GET", "/health")[1] == {"status": "ok", "running": 0, "waiting": 0})
         counted = metrics(served)
-        written = [line for line in counted.splitlines() if line.startswith('clp_tokens_total{kind="completion"}')]
-        assert all(float(line.split()[1]) < 1280 for line in written)  # tokens of answers that somebody got
         assert 'clp_requests_total{path="/v1/completions",status="499"}' in counted
         status, said = served.ask("POST", "/v1/completions", body())
         assert status == 200 and said["choices"][0]["finish_reason"] in ("stop", "length")
+        # Counted are the tokens of requests that were answered whole: those before the clients went, never most of them.
+        written = [line for line in counted.splitlines() if line.startswith('clp_tokens_total{kind="completion"}')]
+        all_of_them = 2 * 40 * 32 * said["usage"]["completion_tokens"]
+        assert all(float(line.split()[1]) < all_of_them / 2 for line in written)
