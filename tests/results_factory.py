@@ -20,8 +20,11 @@ NAMES = ("CreateBucket", "DeleteTable", "ListFunctions", "PutObject", "StartInst
 
 
 def config(**changes: object) -> Config:
-    """The default parameters with a small evaluation; `changes` replace whole top-level sections."""
+    """The default parameters with a small evaluation and brevity for readability; `changes` replace whole sections."""
     values = load_config(REPOSITORY / "params.yaml").model_dump()
+    values["rewards"] = {
+        "informativeness": values["rewards"]["informativeness"], "brevity": {"kind": "brevity", "min_words": 6}
+    }  # fmt: skip
     values["evaluation"] |= {"weightings": 5, "prompts": 24, "bootstrap_draws": 200}
     return Config.model_validate(values | changes)
 

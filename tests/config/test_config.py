@@ -68,12 +68,13 @@ def test_the_arena_is_the_default_run_with_more_methods():
 
 
 OBJECTIVES = {
-    "params": ("informativeness", "brevity"),
-    "arena": ("informativeness", "brevity"),
+    "params": ("informativeness", "readability"),
+    "arena": ("informativeness", "readability"),
+    "brevity": ("informativeness", "brevity"),
     "smoke": ("informativeness", "brevity"),
     "three": ("informativeness", "brevity", "readability"),
     "kl": ("informativeness",),
-    "gemma3-270m": ("informativeness", "brevity"),
+    "gemma3-270m": ("informativeness", "readability"),
     "assistant": ("helpful", "harmless"),
     "xsum-t5": ("nli", "rouge", "tldr"),
 }
@@ -87,7 +88,8 @@ def test_the_default_and_every_recipe_are_valid(repository):
 @pytest.mark.parametrize(
     ("recipe", "path", "value"),
     [
-        ("three", "rewards.readability", {"kind": "readability"}),
+        ("three", "rewards.brevity", {"kind": "brevity", "min_words": 6}),
+        ("brevity", "rewards.brevity", {"kind": "brevity", "min_words": 6}),
         ("three", "evaluation.weightings", 5),
         ("kl", "rewards", {"informativeness": DEFAULT["rewards"]["informativeness"]}),
         ("kl", "training.alpha_high", 0.5),
@@ -98,7 +100,7 @@ def test_recipes_on_the_default_data_differ_from_it_where_they_say(recipe, path,
     own = recipe_values(recipe)
     changes = [key for key in own if own[key] != DEFAULT[key]]
     assert path.split(".")[0] in changes
-    assert set(changes) <= {"three": {"rewards", "methods", "evaluation"}, "gemma3-270m": {"base", "methods"},
+    assert set(changes) <= {"three": {"rewards", "evaluation"}, "brevity": {"rewards"}, "gemma3-270m": {"base", "methods"},
                             "kl": {"rewards", "training", "methods", "evaluation"}}[recipe]  # fmt: skip
     for name in path.split("."):
         own = own[name]
@@ -159,8 +161,8 @@ def test_configuration_cannot_be_changed(repository):
         ("rewards", ["brevity"], "rewards: expected keys and values, but found ['brevity']"),
         ("base.model", 3, "base.model: input should be a valid string, but found 3"),
         ("training.rank", 0, "training.rank: input should be greater than or equal to 1, but found 0 (and 1 more)"),
-        ("rewards.brevity.min_words", "3",
-         "rewards.brevity.min_words: input should be a valid integer, but found '3'"),
+        ("rewards.short", {"kind": "brevity", "min_words": "3"},
+         "rewards.short.min_words: input should be a valid integer, but found '3'"),
         ("base.model", REMOVE, "base.model: missing; every key of params.yaml must be stated"),
         # out of range
         ("seed", -1, "seed: input should be greater than or equal to 0, but found -1"),

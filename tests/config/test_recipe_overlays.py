@@ -37,7 +37,7 @@ def test_keys_are_merged_and_only_they_change(root):
         "rewards": DEFAULT["rewards"] | {"plain": {"kind": "readability"}},
     }
     assert values == expected
-    assert list(values["rewards"]) == ["informativeness", "brevity", "plain"]  # the order of objectives
+    assert list(values["rewards"]) == ["informativeness", "readability", "plain"]  # the order of objectives
 
 
 def test_null_takes_the_place_of_a_section(root):

@@ -126,4 +126,4 @@ def test_names_that_clash_are_one_line(tmp_path, names, message):
 
 def test_sections_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
-        Config.model_validate(DEFAULT).rewards["brevity"].cache = "memory"
+        Config.model_validate(DEFAULT).rewards["readability"].cache = "memory"

@@ -19,7 +19,8 @@ VALUES = {
         "clp-full": {"method": "clp-full"},
         "soups": {"method": "rewarded-soups", "rollouts": "per_expert"},
         "smoothed": {"method": FULL | {"weightings": {"kind": "smoothed_vertices", "concentration": 0.4}}, "budgets": [1]},
-        "groups-of-8": {"method": "clp-full", "training": {"samples_per_prompt": 8, "gradient_clip": 0.5}, "budgets": [1]},
+        "groups-of-8": {"method": "clp-full", "training": {"prompts_per_step": 6, "samples_per_prompt": 8, "gradient_clip": 0.5},
+                        "budgets": [1]},
     },
 }  # fmt: skip
 
@@ -34,13 +35,13 @@ def runs_of(values, **only) -> dict[tuple, Run]:
 def test_budgets_are_rollouts_whatever_a_step_draws():
     runs = runs_of(VALUES)
     assert len(runs) == 2 * 2 * (2 + 2 + 1 + 1)
-    # the recipe: 26 steps x 6 prompts x 4 samples = 624; per expert of two 1,248, of three 1,872
+    # the recipe: 26 steps x 4 prompts x 6 samples = 624; per expert of two 1,248, of three 1,872
     assert runs["two", "clp-full", 3, 3].rollouts == 1872 and runs["two", "soups", 1, 3].rollouts == 1248
     assert runs["three", "soups", 1, 3].rollouts == 1872 and runs["three", "soups", 3, 4].rollouts == 5616
     eight = runs["two", "groups-of-8", 1, 4]
     assert eight.rollouts == 624 and eight.config.training.steps == 13  # 48 a step
     assert eight.config.training.gradient_clip == 0.5 and eight.config.training.seed == 4
-    assert eight.settings == "samples_per_prompt=8 gradient_clip=0.5"
+    assert eight.settings == "prompts_per_step=6 samples_per_prompt=8 gradient_clip=0.5"
     assert list(eight.config.methods) == ["groups-of-8"] and eight.config.compared == ("reference", "groups-of-8")
     smoothed = runs["three", "smoothed", 1, 3]
     assert (
