@@ -26,7 +26,7 @@ def evaluate(
 
     Args:
         workspace: folder with a params.yaml, relative to the project.
-        weightings: trade-offs, e.g. ["informativeness=0.9,brevity=0.1"]; the grid of params.yaml by default.
+        weightings: trade-offs, e.g. ["informativeness=0.9,readability=0.1"]; the grid of params.yaml by default.
         prompts: file with one prompt per line, relative to the workspace; the test prompts by default.
         model: a policy folder, or champion.
         seed: of the sampling.

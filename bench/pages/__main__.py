@@ -161,7 +161,7 @@ def _interactions(visit: Visit) -> list[tuple[str, Callable[[], None]]]:
         ("samples: another method", lambda: pick("sampled", "rewarded-soups")),
         ("samples: search the documents", lambda: search("resource 4242")),
         ("samples: the worst answers", lambda: page.get_by_role("tab", name="Worst answers first").click()),
-        ("samples: worst of another objective", lambda: pick("least", "brevity")),
+        ("samples: worst of another objective", lambda: pick("least", "readability")),
         ("open Runs", lambda: visit.go("Runs")),
         ("open Frontier", lambda: visit.go("Frontier")),
     ]  # fmt: skip

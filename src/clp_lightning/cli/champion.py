@@ -71,7 +71,7 @@ def evaluate(
 ) -> None:
     """Measure a policy's J, rewards and KL at any weightings, on the test prompts, the validation prompts or your own.
 
-    Example: clp evaluate --model champion --weighting informativeness=0.9,brevity=0.1 --prompts prompts.txt
+    Example: clp evaluate --model champion --weighting informativeness=0.9,readability=0.1 --prompts prompts.txt
     """
     if split is not None and (split not in ("test", "validation") or prompts is not None):
         wrong = (

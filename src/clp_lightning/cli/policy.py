@@ -23,7 +23,7 @@ def generate(
     ] = Path("models/clp-full"),
     weighting: Annotated[
         list[str] | None,
-        typer.Option(help="Trade-off, e.g. informativeness=0.8,brevity=0.2; repeat it to compare several."),
+        typer.Option(help="Trade-off, e.g. informativeness=0.8,readability=0.2; repeat it to compare several."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=5.0, help="0 is greedy: the same text each time.")] = 0.0,
     top_p: Annotated[
@@ -50,7 +50,7 @@ def generate(
 ) -> None:
     """Generate text at a trade-off.
 
-    Example: clp generate --model models/clp-full --weighting informativeness=0.8,brevity=0.2 "create bucket: The name of ..."
+    Example: clp generate --model models/clp-full --weighting informativeness=0.8,readability=0.2 "create bucket: The name of ..."
     """
     if samples > 1 and temperature == 0:
         raise UsageError(f"--samples {samples}: at temperature 0 all would be the same; give e.g. --temperature 1")
@@ -111,7 +111,7 @@ def generate(
 
 def export(
     out: Annotated[Path, typer.Argument(help="Folder to write; an earlier export there is replaced.")],
-    weighting: Annotated[str, typer.Option(help="Trade-off to keep, e.g. informativeness=0.8,brevity=0.2.")],
+    weighting: Annotated[str, typer.Option(help="Trade-off to keep, e.g. informativeness=0.8,readability=0.2.")],
     model: Annotated[
         Path, typer.Option(help="Folder of a steerable policy, or the word champion: the policy in use.")
     ] = Path("models/clp-full"),
@@ -125,7 +125,7 @@ def export(
 ) -> None:
     """Write one trade-off of a policy as a plain model that other tools load.
 
-    Example: clp export --weighting informativeness=0.8,brevity=0.2 --format hf build/exported
+    Example: clp export --weighting informativeness=0.8,readability=0.2 --format hf build/exported
     """
     from clp_lightning.promotion import champion
 
