@@ -38,6 +38,15 @@ METRICS = {
     "worst_objective": Explanation(
         "highest floor", "Of each point its worst objective, of all points the best of these. More is better."
     ),
+    "cvar": Explanation(
+        "worst quarter", "Mean w·R of the quarter of prompts with the least of it, averaged over the weightings. More is better."
+    ),
+    "tradeoff_distance": Explanation(
+        "off the request", "How far the trade-off that is reached is from the one that was asked for, 0 to 1. Less is better."
+    ),
+    "reward_covariance": Explanation(
+        "spread", "Determinant of the rewards' covariance over prompts at one weighting, averaged. Less: it lands more reliably."
+    ),
     "igd_plus": Explanation("IGD+", "How far the points fall short of all methods' frontier together. Less is better."),
     "sparsity": Explanation(
         "sparsity", "Mean squared gap between neighbours; its authors say: only beside the hypervolume. Less is better."

@@ -63,6 +63,15 @@ def test_metrics_and_comparisons_are_the_known_truth(published):
     assert metrics["clp-full", "dominated_share", "rewarded-soups"] == 1
     assert metrics["rewarded-soups", "dominated_share", "clp-full"] == 0
     assert metrics["clp-full", "steerability", "brevity"] == 1
+    # gains are (sqrt(w), sqrt(1 - w)) times the reach, which cancels: at 1/4 the shares are 1 and sqrt(3) of their sum, at
+    # 1/2 and the corners what was asked for, so the mean distance is 2/5 of 1 / (1 + sqrt(3)) - 1/4
+    off = 2 / 5 * (1 / (1 + 3**0.5) - 1 / 4)
+    for method in ("clp-full", "rewarded-soups"):
+        assert metrics.xs((method, "tradeoff_distance")).item() == pytest.approx(off)
+        assert metrics.xs((method, "cvar")).item() < metrics.xs((method, "mean_inner_product")).item()
+        assert metrics.xs((method, "reward_covariance")).item() > 0
+    # the reference policy gains nothing anywhere: equal parts, on average (1/2 + 1/4 + 0 + 1/4 + 1/2) / 5 away
+    assert metrics.xs(("reference", "tradeoff_distance")).item() == pytest.approx(0.3)
     comparisons = store.comparisons(run)
     pairs = comparisons[comparisons.statistic == "hypervolume"].set_index(["method_a", "method_b"])
     pair = pairs.loc[("clp-full", "rewarded-soups")]

@@ -37,6 +37,8 @@ def print_table(comparison: Mapping[str, Any], console: Console, *, points: bool
             console.print(_against_table(comparison, baseline, wide=console.width >= WIDE))
     for table in _frontier_tables(comparison):
         console.print(table)
+    if any("cvar" in method["metrics"] for method in methods):  # not in a store of before
+        console.print(_reliability_table(methods))
     console.print(_costs_table(methods))
     console.print(
         "tau: does more weight buy more reward? 1 always, 0 never (Kendall). passes: of the model, per token.",
@@ -93,6 +95,23 @@ def _frontier_tables(comparison: Mapping[str, Any]) -> Iterator[Table]:
             cells += [] if kind else [f"{taus[name]:.2f}" if name in taus else "–" for name in objectives]
             table.add_row(method["method"], *cells)
         yield table
+
+
+def _reliability_table(methods: Sequence[Mapping[str, Any]]) -> Table:
+    """The worst prompts and the worst objective, where a policy lands, and how much that varies over prompts."""
+    table = Table(title="Reliability", **LOOK)
+    columns = {"worst quarter": "cvar", "highest floor": "worst_objective", "off the request": "tradeoff_distance",
+               "spread": "reward_covariance"}  # fmt: skip
+    for name in ("method", *columns):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for method in methods:
+        worst, *others = (method["metrics"].get(name) for name in columns.values())
+        plain = (decimals(None if found is None else found["value"], 2) for found in others)  # --json has the intervals
+        table.add_row(method["method"], measured(worst), *plain)
+    table.caption = (
+        "w.R of the worst quarter of prompts; 0: the trade-off asked for; determinant of the rewards' covariance."
+    )
+    return table
 
 
 def _costs_table(methods: Sequence[Mapping[str, Any]]) -> Table:

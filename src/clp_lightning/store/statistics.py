@@ -11,6 +11,7 @@ from clp_lightning.frontier import metrics as frontier
 from clp_lightning.frontier.bootstrap import Bootstrap
 from clp_lightning.frontier.metrics import Array
 from clp_lightning.store.objective import on_objective
+from clp_lightning.store.reliability import on_reliability
 from clp_lightning.store.resampling import Resampled, Setting, resample
 from clp_lightning.store.results import Sampled
 from clp_lightning.weightings import on_lattice
@@ -48,6 +49,7 @@ def on_rewards(
         metrics.append((method, "cardinality", None, frontier.nondominated(means[method][0]).sum(), None, None))
     for each in resampled:
         metrics += _steering(each, setting.objectives, bootstrap)
+    metrics += on_reliability(resampled, bootstrap)
     pairs = {(a, b): frontier.dominated_share(means[a], means[b]) for a, b in itertools.permutations(means, 2)}
     for (a, b), shares in pairs.items():
         metrics.append((a, "dominated_share", b, shares[0], *bootstrap.percentiles(shares)))
