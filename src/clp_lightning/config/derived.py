@@ -95,7 +95,7 @@ class BoneSoups(Section):
     """Steer `backbones` with the coefficients c that solve M'c = w, over 1 - extrapolation (Bone Soups, arXiv 2502.10762)."""
 
     kind: Literal["bone_soups"]
-    # how much further from the reference policy than the experts' combination; choose it by `clp evaluate --split validation`
+    # e: the combination is divided by 1 - e, further from the reference policy; chosen on validation prompts (docs/arena.md)
     extrapolation: Annotated[float, Field(ge=0, le=0.5)]
 
 
