@@ -101,5 +101,11 @@ def test_smoothed_vertices_are_the_second_moments_of_the_dirichlet(objectives, c
     np.testing.assert_allclose(rows, moments / moments.sum(1, keepdims=True), atol=4e-3)
 
 
+def test_backbones_golden():
+    np.testing.assert_allclose(weightings.backbones(2, beta=0.7), [[0.7, 0.3], [0.3, 0.7]])
+    np.testing.assert_allclose(weightings.backbones(3, beta=0.6)[1], [0.2, 0.6, 0.2])
+    np.testing.assert_allclose(weightings.backbones(4, beta=1.0), np.eye(4))
+
+
 def test_describe_and_parse_are_inverse():
     assert weightings.parse(weightings.describe([0.25, 0.75], NAMES), NAMES).tolist() == [0.25, 0.75]

@@ -176,6 +176,14 @@ def smoothed_vertices(objectives: int, *, concentration: float) -> np.ndarray:
     return np.asarray((np.eye(objectives) + c) / (objectives * c + 1))
 
 
+def backbones(objectives: int, *, beta: float) -> np.ndarray:
+    """Return [K, K]: beta in the diagonal and (1 - beta) / (K - 1) elsewhere, for beta > 1 / K (arXiv 2502.10762).
+
+    These are smoothed vertices of another scale: (c + 1) / (K c + 1) = beta for c = (1 - beta) / (K beta - 1).
+    """
+    return smoothed_vertices(objectives, concentration=(1 - beta) / (objectives * beta - 1))
+
+
 def shares(rng: np.random.Generator, count: int, listed: np.ndarray) -> np.ndarray:
     """Draw [count, K] rows of `listed` [M, K] in equal shares, in random order."""
     order = (np.arange(count) + rng.integers(len(listed))) % len(listed)

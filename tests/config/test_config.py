@@ -196,7 +196,7 @@ def test_configuration_cannot_be_changed(repository):
         ("base.kind", "hub", "base: expected a kind among 'pretrained', 'random', but found 'hub'"),
         ("methods.clp-full.weightings.kind", "uniform",
          "methods.clp-full.weightings: expected a kind among 'dirichlet', 'mixture', 'vertices', 'smoothed_vertices', "
-         "'fixed', 'listed', but found 'uniform'"),
+         "'backbones', 'fixed', 'listed', but found 'uniform'"),
         # texts
         ("generation.template", "Summary:", "generation.template: must contain {document}, but found 'Summary:'"),
         ("methods.CLP Full", DEFAULT["methods"]["clp-full"],
@@ -225,6 +225,68 @@ def test_bad_value_is_named_with_its_path(tmp_path, path, value, message):
 def test_what_relabel_needs_is_named(tmp_path, path, value, message):
     values = changed(path, value)
     values["methods"]["clp-full"]["relabel"] = True
+    assert problem(tmp_path, values) == message
+
+
+def decoded(of: str = "rewarded-soups", **decoding: Any) -> dict[str, Any]:
+    return {"x": {"of": of, "decoding": decoding}}
+
+
+@pytest.mark.parametrize(
+    ("decoding", "message"),
+    [
+        ({"operator": "ties"}, "density: missing; ties needs density"),
+        ({"operator": "della", "density": 0.5}, "window: missing; della needs density, window"),
+        ({"operator": "ram", "density": 0.5}, "density: ram has none; remove it (it has epsilon)"),
+        ({"operator": "ram", "epsilon": 0.1, "gain": 0.1}, "gain: ram has none; remove it (it has epsilon)"),
+        ({"operator": "ram_plus", "epsilon": 0.1}, "gain: missing; ram_plus needs epsilon, gain, cap"),
+        ({"operator": "della", "density": 0.9, "window": 0.4},
+         "window: entries would be kept with a probability of 0.7 to 1.1 (density - and + half of it), which is none; make it "
+         "smaller"),
+        ({"operator": "della", "density": 0.1, "window": 0.2},
+         "window: entries would be kept with a probability of 0 to 0.2 (density - and + half of it), which is none; make it "
+         "smaller"),
+        ({"operator": "breadcrumbs", "density": 0.9, "outliers": 0.2},
+         "outliers: density 0.9 leaves 0.1 to drop; make one of them smaller"),
+    ],
+)  # fmt: skip
+def test_an_operator_has_its_own_settings_and_no_others(tmp_path, decoding, message):
+    assert problem(tmp_path, changed("derived", decoded(kind="merged", **decoding))) == f"derived.x.decoding: {message}"
+
+
+def test_settings_at_the_end_of_their_range_are_taken():
+    for operator in (
+        {"operator": "della", "density": 1.0, "window": 0.0},
+        {"operator": "della", "density": 0.75, "window": 0.5},
+        {"operator": "breadcrumbs", "density": 0.7, "outliers": 0.3},
+        {"operator": "ram_plus", "epsilon": 0.0, "gain": 0.0, "cap": 0.0},
+    ):
+        config = Config.model_validate(changed("derived", decoded(kind="merged", **operator)))
+        assert {"operator": operator["operator"], **config.derived["x"].decoding.settings} == operator
+
+
+def test_an_unknown_operator_is_named(tmp_path):
+    assert problem(tmp_path, changed("derived", decoded(kind="merged", operator="mean"))) == (
+        "derived.x.decoding.operator: input should be 'ties', 'dare', 'della', 'breadcrumbs', 'ram' or 'ram_plus', but found "
+        "'mean'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("beta", "of", "extrapolation", "message"),
+    [
+        (0.5, "bones", 0.1, "methods.bones.weightings.beta: 0.5 is no more than an equal share of 2 objectives, so that no "
+         "expert is its own objective's; 0.7 is usual for two"),
+        (0.7, "rewarded-soups", 0.1, "derived.x.of: bone_soups needs a method with weightings.kind: backbones; "
+         "rewarded-soups has vertices"),
+        (0.7, "bones", 0.6, "derived.x.decoding.extrapolation: input should be less than or equal to 0.5, but found 0.6"),
+        (1.1, "bones", 0.1, "methods.bones.weightings.beta: input should be less than or equal to 1, but found 1.1"),
+    ],
+)  # fmt: skip
+def test_what_bone_soups_need_is_named(tmp_path, beta, of, extrapolation, message):
+    values = changed("derived", decoded(of, kind="bone_soups", extrapolation=extrapolation))
+    bones = {"weightings": {"kind": "backbones", "beta": beta}}
+    values["methods"]["bones"] = values["methods"]["rewarded-soups"] | bones
     assert problem(tmp_path, values) == message
 
 

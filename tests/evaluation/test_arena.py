@@ -7,18 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from tiny_models import DOCUMENTS, GENERATION, OBJECTIVES, make_policy, write_model
-from torch import nn
 
-from clp_lightning.config.methods import Merged
+from clp_lightning.config.derived import Merged
 from clp_lightning.config.parameters import Config, load_config
 from clp_lightning.errors import UsageError
 from clp_lightning.evaluation.merged import MergedPolicy
 from clp_lightning.evaluation.results import sweep
 from clp_lightning.evaluation.sweep import Sweep, _best
 from clp_lightning.pipeline import stages
-from clp_lightning.steering.merging import merge
 from clp_lightning.store.queries import Store
 
 SOUPS = {"of": "rewarded-soups"}
@@ -26,6 +23,8 @@ DERIVED = {
     "logit-mixing": SOUPS | {"decoding": {"kind": "logit_mixing"}},
     "ties": SOUPS | {"decoding": {"kind": "merged", "operator": "ties", "density": 0.5}},
     "dare": SOUPS | {"decoding": {"kind": "merged", "operator": "dare", "density": 0.5}},
+    "ram": SOUPS | {"decoding": {"kind": "merged", "operator": "ram", "epsilon": 0.001}},
+    "bone-soups": {"of": "backbones", "decoding": {"kind": "bone_soups", "extrapolation": 0.0}},
     "best-of-1": {"of": "reference", "decoding": {"kind": "best_of", "samples": 1}},
     "best-of-4": {"of": "reference", "decoding": {"kind": "best_of", "samples": 4}},
     "dera-policy": {"of": "clp-full", "decoding": {"kind": "dera", "strength": 0.0}},
@@ -42,13 +41,14 @@ def arena(smoke, tmp_path_factory):
     values = load_config(folder / "params.yaml").model_dump()
     full = values["methods"]["clp-full"] | {"relabel": False}
     values["methods"]["morlhf"] = full | {"weightings": {"kind": "listed", "each": LISTED}}
+    values["methods"]["backbones"] = full | {"weightings": {"kind": "backbones", "beta": 0.75}}
     values["methods"]["clp-prompt"] = full | {"conditioning": "none", "shared": True, "prompted": True}
     config = Config.model_validate(values | {"derived": DERIVED})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for method in ("morlhf", "clp-prompt"):
+        for method in ("morlhf", "backbones", "clp-prompt"):
             stages.run("train", config, method)
-        for method in ("morlhf", "clp-prompt", *DERIVED):
+        for method in ("morlhf", "backbones", "clp-prompt", *DERIVED):
             stages.run("evaluate", config, method)
         stages.run("publish", config)
     results = {name: pd.read_parquet(folder / "results" / name / "results.parquet") for name in config.compared}
@@ -93,6 +93,18 @@ def test_logit_mixing_at_a_vertex_is_that_expert(arena):
     _, _, results = arena
     for weight in (0.0, 1.0):
         assert answers(results["logit-mixing"], weight) == answers(results["rewarded-soups"], weight)
+
+
+def test_bone_soups_solve_for_the_backbones_coefficients(arena):
+    # M = (3/4, 1/4; 1/4, 3/4), M' c = w: c = (1/2, 1/2) at (1/2, 1/2), (3/2, -1/2) at (1, 0)
+    folder, config, results = arena
+    assert answers(results["bone-soups"], 0.5) == answers(results["backbones"], 0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        contestant, _ = sweep(config, "bone-soups")
+    members, shares = contestant.policy.mixture(contestant.policy.coefficients({"informativeness": 1.0}, 2))
+    torch.testing.assert_close(members, torch.tensor([[[1.5, -0.5]] * 2]))
+    assert shares.tolist() == [[1, 1]] and contestant.cost["forward_passes_per_token"] == 1
 
 
 def test_best_of_one_is_sampling(arena):
@@ -149,7 +161,7 @@ def test_costs_say_how_many_forward_passes_a_token_takes(arena):
     methods = store.methods(store.run()["run_id"]).set_index("method")
     assert methods.problem.isna().all()
     passes = methods.forward_passes_per_token
-    assert passes[["clp-full", "ties", "morlhf", "reference"]].tolist() == [1] * 4
+    assert passes[["clp-full", "ties", "ram", "morlhf", "reference"]].tolist() == [1] * 5
     assert passes[["logit-mixing", "dera-policy", "best-of-4"]].tolist() == [2, 2, 4]
     assert methods.rollouts["logit-mixing"] == methods.rollouts["rewarded-soups"]
     assert methods.weights_hash["logit-mixing"] == methods.weights_hash["rewarded-soups"]
@@ -160,52 +172,25 @@ def policy(tmp_path_factory):
     return make_policy(write_model("llama", tmp_path_factory.mktemp("model")))
 
 
-def merged_policy(policy, operator: str, density: float) -> MergedPolicy:
+def merged_policy(policy, **operator) -> MergedPolicy:
     made = MergedPolicy(policy.model, policy.tokenizer, GENERATION, objectives=OBJECTIVES, experts=policy.experts)
-    made.operator = Merged(kind="merged", operator=operator, density=density)
+    made.operator = Merged(kind="merged", **operator)
     return made
 
 
-def test_ties_at_a_vertex_without_trimming_is_that_expert_and_the_model_is_restored(policy):
-    # density 1 trims nothing, and the elected sign of one update with weight 1 against one with weight 0 is its own
+@pytest.mark.parametrize(
+    "operator",
+    [{"operator": "dare", "density": 1.0}, {"operator": "ram", "epsilon": 9.0}],
+    ids=lambda settings: settings["operator"],
+)
+def test_an_operator_that_keeps_everything_is_the_average_and_the_model_is_restored(policy, operator):
     before = policy.log_probs(DOCUMENTS, ["makes a bucket"] * 3, None)[0]
-    ties = merged_policy(policy, "dare", 1.0)  # drops nothing at density 1: the linear average
+    merged = merged_policy(policy, **operator)
     for weights in ({"a": 1.0}, {"a": 0.3, "b": 0.7}):
         expected = policy.log_probs(DOCUMENTS, ["makes a bucket"] * 3, weights)[0]
         torch.testing.assert_close(
-            ties.log_probs(DOCUMENTS, ["makes a bucket"] * 3, weights)[0], expected, atol=1e-4, rtol=0
+            merged.log_probs(DOCUMENTS, ["makes a bucket"] * 3, weights)[0], expected, atol=1e-4, rtol=0
         )
     torch.testing.assert_close(policy.log_probs(DOCUMENTS, ["makes a bucket"] * 3, None)[0], before, atol=0, rtol=0)
     with pytest.raises(UsageError, match="a merged policy takes one at a time"):
-        ties.generate(DOCUMENTS[:2], [{"a": 1.0}, {"b": 1.0}])
-
-
-def test_ties_is_pefts_own():
-    # PEFT merges two adapters of one layer by SVD at full rank, which is exact
-    torch.manual_seed(0)
-    size, weights = 8, [0.3, 0.7]
-    config = LoraConfig(r=4, lora_alpha=4, target_modules=["0"], init_lora_weights=False)
-    model = get_peft_model(nn.Sequential(nn.Linear(size, size, bias=False)), config, adapter_name="a")
-    model.add_adapter("b", config)
-    layer = model.base_model.model[0]
-    updates = [layer.get_delta_weight(name).detach() for name in ("a", "b")]
-    model.add_weighted_adapter(["a", "b"], weights, "merged", combination_type="ties_svd", density=0.5, svd_rank=size)
-    ours = merge(updates, torch.tensor(weights), Merged(kind="merged", operator="ties", density=0.5), seed=0)
-    torch.testing.assert_close(ours, layer.get_delta_weight("merged").detach(), atol=1e-5, rtol=0)
-
-
-def test_dare_drops_entries_and_scales_up_what_is_left():
-    # an entry of the merge is w_a a / d or nothing, plus w_b b / d or nothing; half of each is kept (d = 0.5)
-    torch.manual_seed(0)
-    a, b, operator = (
-        torch.rand(40, 50) + 1,
-        torch.rand(40, 50) + 10,
-        Merged(kind="merged", operator="dare", density=0.5),
-    )
-    merged = merge([a, b], torch.tensor([0.3, 0.7]), operator, seed=1)
-    parts = {(i, j): i * 0.3 * a / 0.5 + j * 0.7 * b / 0.5 for i in (0, 1) for j in (0, 1)}
-    matches = {key: torch.isclose(merged, value, atol=1e-5).float().mean().item() for key, value in parts.items()}
-    assert sum(matches.values()) == pytest.approx(1)
-    assert all(0.2 < share < 0.3 for share in matches.values())
-    assert torch.equal(merged, merge([a, b], torch.tensor([0.3, 0.7]), operator, seed=1))
-    assert not torch.equal(merged, merge([a, b], torch.tensor([0.3, 0.7]), operator, seed=2))
+        merged.generate(DOCUMENTS[:2], [{"a": 1.0}, {"b": 1.0}])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clp_lightning import weightings
 from clp_lightning.errors import UsageError
 from clp_lightning.oracle import exact as oracle
-from clp_lightning.oracle import testbed
+from clp_lightning.oracle import run, testbed
 from clp_lightning.oracle.exact import Problem
 from clp_lightning.oracle.report import report
 from clp_lightning.policy.steerable import SteerablePolicy
@@ -192,7 +192,9 @@ def test_the_trainer_sees_the_rewards_that_the_optimum_knows(bed):
     np.testing.assert_array_equal(bed.reward(["b"], decoded), bed.rewards[[1], [135]])
 
 
-@pytest.mark.parametrize("name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups"])
+@pytest.mark.parametrize(
+    "name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups", "smoothed-soups", "bone-soups"]
+)
 def test_the_project_trainer_gains_on_the_testbed(bed, name):
     points = weightings.lattice(2, 3)
     training = testbed.training(0.3, 40).model_copy(update={"alpha_start": None})
@@ -307,8 +309,33 @@ def test_one_method_alone_is_trained_when_it_is_named(tmp_path, monkeypatch, cap
     report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["clp-logit"])
     rows = {row["method"] for row in json.loads(capsys.readouterr().out)["methods"]}
     assert rows == {"reference", "clp-logit", "exact experts, per token", "exact experts, per sequence"}
-    with pytest.raises(UsageError, match="--method clp: no such method here; choose among clp-full, clp-attn"):
+    report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["bone-soups"])
+    rows = [row["method"] for row in json.loads(capsys.readouterr().out)["methods"]]
+    assert rows[1:3] == ["bone-soups", "bone-soups, averaged with w"]
+    with pytest.raises(
+        UsageError, match=r"--method clp: no such method here; choose among clp-full, clp-attn.*, or all"
+    ):
         report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["clp"])
+
+
+def test_methods_beside_the_default_ones_run_only_when_they_are_named(monkeypatch):
+    trained = []
+    monkeypatch.setattr(run, "_start_server", lambda: None)
+    monkeypatch.setattr(run, "_train_all", lambda context, names, *settings: trained.append(names) or {})
+    for methods in ([], ["all"], ["bone-soups", "clp-full"]):
+        run.run(1, 0.3, 0, steps=1, progress=print, methods=methods)
+    assert set(trained[0]) == testbed.METHODS.keys() - {"smoothed-soups", "bone-soups"}
+    assert set(trained[1]) == testbed.METHODS.keys()
+    assert set(trained[2]) == {"bone-soups", "clp-full"}
+
+
+def test_bone_soups_are_read_at_the_coefficients_that_add_up_to_the_weighting():
+    # M = (0.7, 0.3; 0.3, 0.7), M' c = w: (0.7, -0.3) / 0.4 at (1, 0), and (0.25, 0.75) at (0.4, 0.6)
+    points = np.array([[1.0, 0.0], [0.4, 0.6]])
+    rows = testbed.readings("bone-soups", points)
+    np.testing.assert_allclose(rows.pop("bone-soups"), [[1.75, -0.75], [0.25, 0.75]])
+    assert rows == {"bone-soups, averaged with w": points}
+    assert testbed.readings("clp-full", points) == {"clp-full": points}
 
 
 @pytest.mark.slow
@@ -324,7 +351,7 @@ def test_command_prints_json_and_writes_the_picture(tmp_path):
     }  # fmt: skip
     rows = {row["method"]: row for row in printed["methods"]}
     assert {
-        *testbed.METHODS,
+        *testbed.DEFAULT,
         "reference",
         "logit-mixing, per token",
         "exact experts, per sequence",

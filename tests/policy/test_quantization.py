@@ -187,7 +187,7 @@ def test_the_pipeline_trains_and_evaluates_on_a_quantized_base(smoke, tmp_path, 
 
 
 def test_operators_merge_into_the_dequantized_model(base, tmp_path):
-    from clp_lightning.config.methods import Merged
+    from clp_lightning.config.derived import Merged
     from clp_lightning.evaluation.merged import MergedPolicy
 
     make(base, "nf4").save(tmp_path / "saved", base_model=str(base))

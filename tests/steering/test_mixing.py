@@ -1,11 +1,15 @@
 """Mixtures of policies at each token: at their ends one policy, in between the product that they are defined as."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import DOCUMENTS, OBJECTIVES, make_policy, write_model
 
 from clp_lightning.errors import UsageError
 from clp_lightning.steering import mixing
+from clp_lightning.weightings import backbones
 
 RESPONSES = ["makes one", "is gone", "a b c d"]
 
@@ -71,6 +75,30 @@ def test_a_scaled_policy_is_one_whose_updates_are_multiplied(folder):
     torch.testing.assert_close(scores[1.5], plain.log_probs(DOCUMENTS, RESPONSES, weighting)[0], atol=1e-5, rtol=1e-5)
 
 
+def test_bone_soups_are_the_experts_at_the_coefficients_that_add_their_mixtures_up_to_w(folder):
+    # M = (0.7, 0.3; 0.3, 0.7), M' c = w: c = (0.7 w_1 - 0.3 w_2, 0.7 w_2 - 0.3 w_1) / 0.4, so (0.25, 0.75) at (0.4, 0.6)
+    plain, mixtures = make_policy(folder), backbones(2, beta=0.7)
+    soups = make_policy(folder, mixture=mixing.bone_soups(mixtures, 0.0))
+    asked, solved = ({OBJECTIVES[0]: share, OBJECTIVES[1]: 1 - share} for share in (0.4, 0.25))
+    torch.testing.assert_close(
+        soups.log_probs(DOCUMENTS, RESPONSES, asked)[0], plain.log_probs(DOCUMENTS, RESPONSES, solved)[0]
+    )
+    # a row each: (0.7, -0.3) / 0.4 at (1, 0); all over 1 - 0.2
+    rows = torch.tensor([[1.0, 0.0], [0.4, 0.6]])
+    members, shares = mixing.bone_soups(mixtures, 0.2)(rows)
+    torch.testing.assert_close(members, torch.tensor([[[1.75, -0.75], [0.25, 0.75]]]) / 0.8)
+    assert shares.tolist() == [[1, 1]]
+
+
+@given(st.integers(2, 5), st.floats(0.01, 1), st.floats(0, 0.5), st.integers(0, 10**6))
+def test_bone_soups_coefficients_times_mixtures_are_the_weighting(objectives, share, extrapolation, seed):
+    mixtures = backbones(objectives, beta=1 / objectives + share * (1 - 1 / objectives))
+    w = torch.as_tensor(np.random.default_rng(seed).dirichlet(np.ones(objectives), size=3))
+    members, _ = mixing.bone_soups(mixtures, extrapolation)(w)
+    torch.testing.assert_close(members[0] @ torch.as_tensor(mixtures) * (1 - extrapolation), w)
+    torch.testing.assert_close(members[0].sum(1), torch.ones(3, dtype=w.dtype) / (1 - extrapolation))
+
+
 def test_several_samples_and_their_log_probabilities_belong_together(folder):
     mixed = make_policy(folder, mixture=mixing.experts)
     coefficients = mixed.coefficients([{OBJECTIVES[0]: s, OBJECTIVES[1]: 1 - s} for s in (0.2, 0.5, 0.9)], 3)
@@ -96,6 +124,8 @@ def test_strengths_outside_of_the_unit_interval_are_one_line():
         mixing.reference(1.5)
     with pytest.raises(UsageError, match=r"factor: -1 must be a number >= 0"):
         mixing.scaled(-1)
+    with pytest.raises(UsageError, match=r"extrapolation: 1 must be >= 0 and < 1"):
+        mixing.bone_soups(backbones(2, beta=0.7), 1)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 from tiny_models import DOCUMENTS, make_policy, write_model
 
 from clp_lightning import weightings
-from clp_lightning.config.methods import Dirichlet, Fixed, Mixture, SmoothedVertices, Vertices
+from clp_lightning.config.methods import Backbones, Dirichlet, Fixed, Mixture, SmoothedVertices, Vertices
 from clp_lightning.config.parameters import Training
 from clp_lightning.errors import ClpError
 from clp_lightning.rewards.reward_set import RewardSet
@@ -191,26 +191,38 @@ def test_distributions_of_weightings():
     assert fixed.tolist() == [[0.25, 0.75]] * 2
 
 
-def test_smoothed_soups_draw_vertices_and_maximize_mixtures():
+def test_smoothed_soups_and_backbones_draw_vertices_and_maximize_mixtures():
     q = SmoothedVertices(kind="smoothed_vertices", concentration=0.4)
     drawn = draw_weightings(q, np.random.default_rng(0), 6, ("a", "b", "c"))
     assert sorted(drawn.tolist()) == sorted(np.eye(3).tolist() * 2)  # one-hot: each trains its own expert only
     # (c + 1) / (K c + 1) = 1.4 / 2.2 at its own objective, c / (K c + 1) = 0.4 / 2.2 at the others
     np.testing.assert_allclose(reward_weights(q, np.eye(3))[1], [2 / 11, 7 / 11, 2 / 11])
+    bones = Backbones(kind="backbones", beta=0.6)
+    assert sorted(draw_weightings(bones, np.random.default_rng(0), 6, ("a", "b", "c")).tolist()) == sorted(
+        drawn.tolist()
+    )
+    np.testing.assert_allclose(reward_weights(bones, np.eye(3))[1], [0.2, 0.6, 0.2])
     plain = Vertices(kind="vertices")
     assert reward_weights(plain, drawn) is drawn
 
 
-def test_an_expert_of_smoothed_soups_is_paid_by_its_mixture_and_alone_in_the_parameters(base, tmp_path):
+@pytest.mark.parametrize(
+    ("q", "share"),
+    [
+        (SmoothedVertices(kind="smoothed_vertices", concentration=0.4), 7 / 9),
+        (Backbones(kind="backbones", beta=0.7), 0.7),
+    ],
+)
+def test_an_expert_of_smoothed_soups_is_paid_by_its_mixture_and_alone_in_the_parameters(base, tmp_path, q, share):
     settings = Training.model_validate(SETTINGS | {"steps": 1, "prompts_per_step": 1})
-    policy, q = make_policy(base), SmoothedVertices(kind="smoothed_vertices", concentration=0.4)
+    policy = make_policy(base)
     before = {name: tensor.clone() for name, tensor in policy.experts.tensors().items() if name.endswith(".b")}
     module = ClpModule(policy, settings, q, DOCUMENTS, rewards, seed=0)
     fit(module, checkpoints=tmp_path, every=100)
     row = module.curve[0]
     own = [
-        abs(row["scalarized_reward"] - (share * row["reward_a"] + (1 - share) * row["reward_b"])) < 1e-9
-        for share in (7 / 9, 2 / 9)
+        abs(row["scalarized_reward"] - (first * row["reward_a"] + (1 - first) * row["reward_b"])) < 1e-9
+        for first in (share, 1 - share)
     ]
     assert sorted(own) == [False, True]  # paid by the mixture of expert 0 or of expert 1
     after = policy.experts.tensors()

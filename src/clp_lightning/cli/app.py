@@ -43,13 +43,18 @@ def oracle(
     ] = 0.3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of testbed and training.")] = 0,
     steps: Annotated[int | None, typer.Option(min=10, help="Training steps of each method; 700.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only this method; repeat it for several.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this method; repeat it for several. smoothed-soups and bone-soups run only if named, or by `all`."
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="Picture to write (.png or .svg); reports/oracle-....png.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Train every method where the exact optimum is known, and print how close each comes.
+    """Train methods where the exact optimum is known, and print how close each comes.
 
     Example: clp oracle --objectives 3 --alpha 0.1 --seed 1 --method clp-full
     """

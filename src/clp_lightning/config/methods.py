@@ -1,4 +1,4 @@
-"""The method table of `params.yaml`: what is trained, on which weightings, and what is only decoded differently."""
+"""The method table of `params.yaml`: what is trained, and on which weightings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -7,8 +7,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from clp_lightning import weightings as simplex
-from clp_lightning.config.types import Name, Positive, Rate, Section, Share
-from clp_lightning.errors import UsageError
+from clp_lightning.config.derived import BestOf, BoneSoups, Derived, LogitMixing, Merged
+from clp_lightning.config.types import Positive, Rate, Section, Share
+from clp_lightning.errors import UsageError, plural
 
 REFERENCE = "reference"
 
@@ -38,7 +39,15 @@ class Vertices(Section):
     kind: Literal["vertices"]
 
 
-class SmoothedVertices(Section):
+class MixedVertices(Section):
+    """Q: one-hot weightings, as `vertices`, but expert i maximizes a mixture of the rewards instead of reward i."""
+
+    def mixtures(self, objectives: int) -> np.ndarray:
+        """Return M [K, K], invertible, whose rows sum to 1: row i is the weighting that expert i's rewards are summed with."""
+        raise NotImplementedError
+
+
+class SmoothedVertices(MixedVertices):
     """Q: one-hot weightings, as `vertices`, but expert i maximizes a smoothed mixture of the rewards instead of reward i.
 
     The mixture is row i of E[w w'] of Dirichlet(concentration), scaled to sum to 1: to first order what CLP's expert i
@@ -47,6 +56,24 @@ class SmoothedVertices(Section):
 
     kind: Literal["smoothed_vertices"]
     concentration: Annotated[float, Field(gt=0)]  # of the Dirichlet that is imitated; towards 0 these are the vertices
+
+    def mixtures(self, objectives: int) -> np.ndarray:
+        """Return M [K, K]: c + 1 in its diagonal and c elsewhere, over K c + 1."""
+        return simplex.smoothed_vertices(objectives, concentration=self.concentration)
+
+
+class Backbones(MixedVertices):
+    """Q: one-hot weightings, as `vertices`, but expert i maximizes `beta` of reward i and an equal share of each other one.
+
+    These are the backbone models of Bone Soups (arXiv 2502.10762); `derived` of the kind `bone_soups` steers them.
+    """
+
+    kind: Literal["backbones"]
+    beta: Annotated[float, Field(gt=0, le=1)]  # more than 1 / K; published with 0.6 to 0.8, and 1 is `vertices`
+
+    def mixtures(self, objectives: int) -> np.ndarray:
+        """Return M [K, K]: beta in its diagonal and (1 - beta) / (K - 1) elsewhere, for beta > 1 / K."""
+        return simplex.backbones(objectives, beta=self.beta)
 
 
 class Fixed(Section):
@@ -66,7 +93,7 @@ class Listed(Section):
     each: Annotated[list[dict[str, float]], Field(min_length=1)]
 
 
-Distribution = Dirichlet | Mixture | Vertices | SmoothedVertices | Fixed | Listed
+Distribution = Dirichlet | Mixture | Vertices | SmoothedVertices | Backbones | Fixed | Listed
 
 
 # where the KL penalty enters: sampled, in the return; sampled per token, in the loss; or over all tokens, in both
@@ -118,55 +145,6 @@ class Method(Section):
         return simplex.to_rows(self.weightings.each, len(self.weightings.each), objectives)
 
 
-class LogitMixing(Section):
-    """Decode from the K experts' next-token log-probabilities, mixed with w (MOD, arXiv 2406.18853)."""
-
-    kind: Literal["logit_mixing"]
-
-
-class Dera(Section):
-    """Decode from the mixed log-probabilities of the policy and its reference (DeRa, arXiv 2402.02992)."""
-
-    kind: Literal["dera"]
-    strength: Share  # share of the reference: 0 is the policy
-
-
-class KlStrength(Section):
-    """Sample from a policy conditioned on the KL strength at another one than `training.alpha`, where it is evaluated else."""
-
-    kind: Literal["kl_strength"]
-    alpha: Share  # between training.alpha and training.alpha_high: beyond them the policy was not trained
-
-
-class BestOf(Section):
-    """Draw several answers from the reference policy and keep the one with the largest w.R."""
-
-    kind: Literal["best_of"]
-    samples: Positive
-
-
-class Merged(Section):
-    """Merge the experts' updates, weighted with w, by TIES (arXiv 2306.01708) or DARE (arXiv 2311.03099)."""
-
-    kind: Literal["merged"]
-    operator: Literal["ties", "dare"]
-    density: Annotated[float, Field(gt=0, le=1)]  # share of each update's entries that are kept
-
-
-class Scaled(Section):
-    """Steer with w times a factor: further from the reference policy than trained, or less far (ExPO, arXiv 2404.16792)."""
-
-    kind: Literal["scaled"]
-    factor: Annotated[float, Field(gt=0)]  # 1 is the policy as it was trained
-
-
-class Derived(Section):
-    """A method that trains nothing: another way to decode from a trained one."""
-
-    of: Name
-    decoding: Annotated[LogitMixing | Dera | KlStrength | BestOf | Merged | Scaled, Field(discriminator="kind")]
-
-
 def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived], objectives: Sequence[str]) -> None:
     """Raise `ValueError`, beginning with the key's path, when rows of the two tables contradict each other."""
     for key, table in (("methods", methods), ("derived", derived)):
@@ -180,6 +158,11 @@ def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived],
                 simplex.to_array(weighting, objectives)
             except UsageError as error:
                 raise ValueError(f"methods.{name}.weightings: {error}") from None
+        if isinstance(method.weightings, Backbones) and method.weightings.beta * len(objectives) <= 1:
+            raise ValueError(
+                f"methods.{name}.weightings.beta: {method.weightings.beta:g} is no more than an equal share of "
+                f"{plural(len(objectives), 'objective')}, so that no expert is its own objective's; 0.7 is usual for two"
+            )
     for name, row in derived.items():
         if name in methods:
             raise ValueError(f"derived.{name}: a trained method has this name already; choose another")
@@ -188,7 +171,7 @@ def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived],
                 raise ValueError(f"derived.{name}.of: best_of draws from the reference policy; set it to {REFERENCE}")
         elif row.of not in methods:
             raise ValueError(f"derived.{name}.of: {row.of} is no trained method; one of {', '.join(methods)}")
-        elif isinstance(row.decoding, LogitMixing | Merged):
+        elif isinstance(row.decoding, LogitMixing | Merged | BoneSoups):
             source = methods[row.of]
             if (
                 source.conditioning == "none"
@@ -198,4 +181,9 @@ def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived],
             ):
                 raise ValueError(
                     f"derived.{name}.of: needs experts that stand alone, one per objective; {row.of} has none"
+                )
+            if isinstance(row.decoding, BoneSoups) and not isinstance(source.weightings, MixedVertices):
+                raise ValueError(
+                    f"derived.{name}.of: bone_soups needs a method with weightings.kind: backbones; {row.of} has "
+                    f"{source.weightings.kind}"
                 )

@@ -22,10 +22,10 @@ from clp_lightning.config.data import (
     RewardModel,
     Table,
 )
-from clp_lightning.config.methods import REFERENCE, Derived, KlEstimate, KlStrength, Method, check_methods
-from clp_lightning.config.problems import first_problem, yaml_problem
+from clp_lightning.config.derived import Derived, KlStrength
+from clp_lightning.config.methods import REFERENCE, KlEstimate, Method, check_methods
 from clp_lightning.config.rewards import Rewards
-from clp_lightning.config.types import Name, Positive, Rate, Section, Share
+from clp_lightning.config.types import Name, Positive, Rate, Section, Share, first_problem, yaml_problem
 from clp_lightning.errors import UsageError
 from clp_lightning.files import utf8
 from clp_lightning.weightings import rotations_of_samples

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clp_lightning.config.methods import Merged
+from clp_lightning.config.derived import Merged
 from clp_lightning.errors import UsageError
 from clp_lightning.policy.rollout import Prompts, Responses, Scores
 from clp_lightning.policy.steerable import SteerablePolicy

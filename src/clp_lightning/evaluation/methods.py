@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clp_lightning.config.methods import REFERENCE, BestOf, Dera, KlStrength, LogitMixing, Merged, Scaled
+from clp_lightning.config.derived import BestOf, BoneSoups, Dera, KlStrength, LogitMixing, Merged, Scaled
+from clp_lightning.config.methods import REFERENCE, MixedVertices
 from clp_lightning.config.parameters import Config
 from clp_lightning.errors import UsageError
 from clp_lightning.evaluation.merged import MergedPolicy
@@ -80,6 +81,12 @@ def load(config: Config, name: str, models: Path) -> Contestant:
             return Contestant(SteerablePolicy.from_pretrained(folder, **place), points, _cost(folder, 1), alpha=chosen)
         case Scaled(factor=factor):
             policy = SteerablePolicy.from_pretrained(folder, **place, mixture=mixing.scaled(factor))
+            return Contestant(policy, points, _cost(folder, 1), alpha=alpha)
+        case BoneSoups(extrapolation=extrapolation):
+            trained_on = config.methods[row.of].weightings
+            assert isinstance(trained_on, MixedVertices)
+            mixture = mixing.bone_soups(trained_on.mixtures(len(config.objectives)), extrapolation)
+            policy = SteerablePolicy.from_pretrained(folder, **place, mixture=mixture)
             return Contestant(policy, points, _cost(folder, 1), alpha=alpha)
         case Merged():
             merged = MergedPolicy.from_pretrained(folder, **place)

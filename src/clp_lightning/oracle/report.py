@@ -31,7 +31,7 @@ def report(
     as_json: bool,
     methods: Sequence[str] = (),
 ) -> None:
-    """Run the methods (all, or those named), print the comparison, draw it into `picture` (by default a file in reports/)."""
+    """Run the methods (by default some), print the comparison, draw it into `picture` (by default a file in reports/)."""
     steps, path = steps or STEPS, default_picture(alpha, objectives, seed)
     path = path if picture is None else file_at(picture, path.name)
     if path.suffix.lower() not in PICTURES:

@@ -17,6 +17,7 @@ from clp_lightning.oracle import exact as oracle
 from clp_lightning.oracle.exact import Array
 
 REFERENCE, OPTIMUM = "reference", "optimum"
+ALL = "all"  # in place of a method's name: every method, those too that do not run by default
 STEPS = 700  # by default: three objectives then need three minutes on two cores (docs/results.md)
 # Enough points for the optimal ones to enclose 95 % of what ever more of them would: a coarse grid flatters (docs/log.md).
 POINTS_PER_EDGE = {1: 2, 2: 21, 3: 16, 4: 9}
@@ -25,7 +26,7 @@ POINTS_PER_EDGE = {1: 2, 2: 21, 3: 16, 4: 9}
 class Trained(NamedTuple):
     """What a trained method says about every response."""
 
-    log_probs: Array  # [W, P, N], at the grid
+    log_probs: dict[str, Array]  # [W, P, N] of each of its rows, at the grid
     vertices: Array  # [K, P, N], at one-hot weightings
     seconds: float
 
@@ -44,22 +45,24 @@ def run(
     progress: Callable[[str, int], None],
     methods: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train every method, or those in `methods`, and return what `clp oracle --json` prints, and the frontiers.
+    """Train the default methods, or those in `methods`, and return what `clp oracle --json` prints, and the frontiers.
 
     `progress` is told a method's name and the steps that it has done. Raises `UsageError` for an unknown method.
     """
     context = _start_server()
-    from clp_lightning.oracle.testbed import LETTERS, METHODS, QUEUE, Testbed
+    from clp_lightning.oracle.testbed import DEFAULT, LETTERS, METHODS, QUEUE, Testbed
 
     problem, points = Testbed(objectives, seed).problem(alpha), grid(objectives)
     for name in methods:
-        if name not in METHODS:
-            raise UsageError(f"--method {name}: no such method here; choose among {', '.join(METHODS)}")
-    queue = [name for name in QUEUE if not methods or name in methods]
+        if name not in (*METHODS, ALL):
+            raise UsageError(f"--method {name}: no such method here; choose among {', '.join(METHODS)}, or {ALL}")
+    asked = QUEUE if ALL in methods else methods or DEFAULT
+    queue = [name for name in QUEUE if name in asked]
     results = _train_all(context, queue, objectives, alpha, seed, steps, progress)
     trained = {name: results[name] for name in METHODS if name in results}
     policies = {REFERENCE: (np.repeat(problem.ref_log_probs[None], len(points), axis=0), 0.0)}
-    policies |= {name: (result.log_probs, result.seconds) for name, result in trained.items()}
+    for result in trained.values():
+        policies |= {row: (log_probs, result.seconds) for row, log_probs in result.log_probs.items()}
     mixed = [("exact experts", oracle.optimum(problem, np.eye(objectives)), 0.0)]
     if (soups := trained.get("rewarded-soups")) is not None:
         mixed.insert(0, ("logit-mixing", soups.vertices, soups.seconds))
@@ -126,7 +129,7 @@ def _train(name: str, objectives: int, alpha: float, seed: int, steps: int) -> T
     import torch
     from lightning.pytorch import Callback, LightningModule, Trainer
 
-    from clp_lightning.oracle.testbed import METHODS, Testbed, read_out, training
+    from clp_lightning.oracle.testbed import METHODS, Testbed, read_out, readings, training
 
     class Tell(Callback):
         def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -140,7 +143,8 @@ def _train(name: str, objectives: int, alpha: float, seed: int, steps: int) -> T
     started, bed = time.process_time(), Testbed(objectives, seed)  # processor time: others may use this core
     policy = bed.train(METHODS[name], training(alpha, steps), callbacks=[Tell()], show_progress=False)
     seconds = time.process_time() - started
-    return Trained(read_out(policy, grid(objectives)), read_out(policy, np.eye(objectives)), seconds)
+    rows = {row: read_out(policy, points) for row, points in readings(name, grid(objectives)).items()}
+    return Trained(rows, read_out(policy, np.eye(objectives)), seconds)
 
 
 def default_picture(alpha: float, objectives: int, seed: int) -> Path:

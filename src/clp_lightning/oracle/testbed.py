@@ -12,12 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from clp_lightning.config.methods import Dirichlet, Method, Vertices
+from clp_lightning.config.methods import Backbones, Dirichlet, Method, SmoothedVertices, Vertices
 from clp_lightning.config.parameters import Generation, Training
 from clp_lightning.oracle.exact import Array, Problem
 from clp_lightning.policy.rollout import Prefix, Prompts, Responses, Scores, draw
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.steering.experts import Experts
+from clp_lightning.steering.mixing import bone_soups
 from clp_lightning.training.clp import ClpModule
 from clp_lightning.training.trainer import fit
 
@@ -32,15 +33,20 @@ NAMES = "uvwxyz"  # objectives: one word each where a weighting is written into 
 HIDDEN = 64
 
 DIRICHLET = Dirichlet(kind="dirichlet", concentration=1.0)
+SMOOTHED = SmoothedVertices(kind="smoothed_vertices", concentration=1.0)
+BACKBONES = Backbones(kind="backbones", beta=0.7)
 METHODS = {
     "clp-full": Method(conditioning="full", shared=False, prompted=False, weightings=DIRICHLET),
     "clp-attn": Method(conditioning="attention", shared=True, prompted=False, weightings=DIRICHLET),
     "clp-logit": Method(conditioning="logits", shared=True, prompted=False, weightings=DIRICHLET),
     "clp-prompt": Method(conditioning="none", shared=True, prompted=True, weightings=DIRICHLET),
     "rewarded-soups": Method(conditioning="full", shared=False, prompted=False, weightings=Vertices(kind="vertices")),
+    "smoothed-soups": Method(conditioning="full", shared=False, prompted=False, weightings=SMOOTHED),
+    "bone-soups": Method(conditioning="full", shared=False, prompted=False, weightings=BACKBONES),
 }
-# The order in which they start: two processes then end at about the same time.
-QUEUE = ("clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit")
+# The order in which they start: two processes then end at about the same time. The first five run unless others are named.
+QUEUE = ("clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit", "smoothed-soups", "bone-soups")
+DEFAULT = QUEUE[:5]
 
 
 def training(alpha: float, steps: int) -> Training:
@@ -156,6 +162,17 @@ class TabledPolicy(SteerablePolicy):
     def decode(self, ids: Tensor) -> list[str]:
         """As in `SteerablePolicy`, of responses that are all complete."""
         return [TEXTS[number] for number in (ids * PLACES).sum(-1).tolist()]
+
+
+def readings(name: str, weightings: Array) -> dict[str, Array]:
+    """Return a method's rows by name, and the experts' coefficients [W, K] of each at weightings [W, K].
+
+    Bone soups have two: the coefficients that add the backbones' mixtures up to w, not extrapolated, and w itself.
+    """
+    if name != "bone-soups":
+        return {name: weightings}
+    solve = bone_soups(BACKBONES.mixtures(weightings.shape[1]), extrapolation=0.0)
+    return {name: solve(torch.as_tensor(weightings))[0][0].numpy(), f"{name}, averaged with w": weightings}
 
 
 @torch.no_grad()

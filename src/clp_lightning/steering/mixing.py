@@ -5,6 +5,7 @@ The next token is drawn from the normalized product `prod_m pi_m^(share_m)`: a f
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,20 @@ def reference(strength: float) -> Mixture:
     return mixture
 
 
+def bone_soups(mixtures: np.ndarray, extrapolation: float) -> Mixture:
+    """Steer experts that were trained on `mixtures` M [K, K] of the rewards (Bone Soups, arXiv 2502.10762).
+
+    Coefficients c solve `M' c = w`, so that the experts' mixtures add up to w, and are divided by `1 - extrapolation`. As
+    M's rows sum to 1, so does c before; single ones may be negative. Raises `UsageError` for an extrapolation outside of [0, 1).
+    """
+    if not 0 <= extrapolation < 1:
+        raise UsageError(
+            f"extrapolation: {extrapolation} must be >= 0 and < 1; 0 leaves the experts' combination as it is"
+        )
+    solution = torch.as_tensor(np.linalg.inv(mixtures) / (1 - extrapolation))  # a row: c' = w' M^-1
+    return _linear(lambda coefficients: coefficients @ solution.to(coefficients))
+
+
 def scaled(factor: float) -> Mixture:
     """Steer by `factor` times the coefficients: the update is extrapolated, or drawn back towards the reference (0).
 
@@ -51,8 +66,13 @@ def scaled(factor: float) -> Mixture:
     """
     if not 0 <= factor < float("inf"):
         raise UsageError(f"factor: {factor} must be a number >= 0; 1 is the policy as it was trained")
+    return _linear(lambda coefficients: factor * coefficients)
+
+
+def _linear(change: Callable[[Tensor], Tensor]) -> Mixture:
+    """Return the mixture that is one policy, at other coefficients [G, K] than it is asked for."""
 
     def mixture(coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        return factor * coefficients[None], torch.ones_like(coefficients[None, :, 0])
+        return change(coefficients)[None], torch.ones_like(coefficients[None, :, 0])
 
     return mixture

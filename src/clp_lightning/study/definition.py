@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from clp_lightning.config.methods import BestOf, Derived
+from clp_lightning.config.derived import BestOf, Derived
 from clp_lightning.config.parameters import read_values
-from clp_lightning.config.problems import first_problem
-from clp_lightning.config.types import Name, Section
+from clp_lightning.config.types import Name, Section, first_problem
 from clp_lightning.errors import UsageError
 
 FOLDER = Path("conf/studies")

@@ -173,7 +173,7 @@ def _run(
         return dataclasses.replace(
             trained,
             arm=arm,
-            settings=" ".join(words(row.model_dump(include={"of", "decoding"}))),
+            settings=" ".join(words(row.model_dump(include={"of", "decoding"}, exclude_none=True))),
             config=trained.config.model_copy(update={"derived": config.derived}),
             trained=trained,
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clp_lightning import weightings as simplex
-from clp_lightning.config.methods import Dirichlet, Distribution, Fixed, Listed, Mixture, SmoothedVertices, Vertices
+from clp_lightning.config.methods import Dirichlet, Distribution, Fixed, Listed, MixedVertices, Mixture, Vertices
 from clp_lightning.config.parameters import Training
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.training.baselines import Group, build_baseline
@@ -53,7 +53,7 @@ def draw_weightings(
                 concentration=distribution.concentration,
                 corner_mass=distribution.corner_mass,
             )
-        case Vertices() | SmoothedVertices():
+        case Vertices() | MixedVertices():
             return simplex.vertices(rng, count, len(objectives))
         case Fixed():
             return np.tile(simplex.to_array(distribution.weighting, objectives), (count, 1))
@@ -63,10 +63,10 @@ def draw_weightings(
 
 
 def reward_weights(distribution: Distribution, weightings: np.ndarray) -> np.ndarray:
-    """Return what scalarizes the rewards [N, K] of policies at `weightings` [N, K]: these, unless Q smooths its vertices."""
-    if not isinstance(distribution, SmoothedVertices):
+    """Return what scalarizes the rewards [N, K] of policies at `weightings` [N, K]: these, unless Q mixes its vertices."""
+    if not isinstance(distribution, MixedVertices):
         return weightings
-    return weightings @ simplex.smoothed_vertices(weightings.shape[1], concentration=distribution.concentration)
+    return weightings @ distribution.mixtures(weightings.shape[1])
 
 
 class Drawn(NamedTuple):
