@@ -192,7 +192,7 @@ def test_the_trainer_sees_the_rewards_that_the_optimum_knows(bed):
     np.testing.assert_array_equal(bed.reward(["b"], decoded), bed.rewards[[1], [135]])
 
 
-@pytest.mark.parametrize("name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups"])
+@pytest.mark.parametrize("name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups", "bilinear", "singular"])
 def test_the_project_trainer_gains_on_the_testbed(bed, name):
     points = weightings.lattice(2, 3)
     training = testbed.training(0.3, 40).model_copy(update={"alpha_start": None})
@@ -324,7 +324,7 @@ def test_command_prints_json_and_writes_the_picture(tmp_path):
     }  # fmt: skip
     rows = {row["method"]: row for row in printed["methods"]}
     assert {
-        *testbed.METHODS,
+        *testbed.QUEUE,
         "reference",
         "logit-mixing, per token",
         "exact experts, per sequence",

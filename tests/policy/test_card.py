@@ -59,6 +59,10 @@ def test_keys_that_came_later_may_be_missing(folder, card):
         ({"rank": "half"}, "rank: Input should be a valid integer, but found 'half'"),
         ({"scaling": "2"}, "scaling: Input should be a valid number, but found '2'"),
         ({"conditioning": "some"}, "conditioning: Input should be 'full', 'attention', 'logits', 'blocks' or 'none'"),
+        (
+            {"parameterization": "svd"},
+            "parameterization: Input should be 'experts', 'bilinear' or 'singular', but found 'svd'",
+        ),
         ({"generation": []}, "generation: Input should be a valid dictionary or instance of Generation, but found"),
         ({"generation": {"chat": False}}, "generation.max_prompt_tokens: missing; run"),
         ({"listed": [[1.0, 0.0], [1.0]]}, "listed: expected rows of 2 shares, one for each objective, but found"),

@@ -44,7 +44,7 @@ def run(
     progress: Callable[[str, int], None],
     methods: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train every method, or those in `methods`, and return what `clp oracle --json` prints, and the frontiers.
+    """Train the usual methods, or those in `methods`, and return what `clp oracle --json` prints, and the frontiers.
 
     `progress` is told a method's name and the steps that it has done. Raises `UsageError` for an unknown method.
     """
@@ -55,7 +55,7 @@ def run(
     for name in methods:
         if name not in METHODS:
             raise UsageError(f"--method {name}: no such method here; choose among {', '.join(METHODS)}")
-    queue = [name for name in QUEUE if not methods or name in methods]
+    queue = [name for name in METHODS if name in methods] or QUEUE
     results = _train_all(context, queue, objectives, alpha, seed, steps, progress)
     trained = {name: results[name] for name in METHODS if name in results}
     policies = {REFERENCE: (np.repeat(problem.ref_log_probs[None], len(points), axis=0), 0.0)}

@@ -30,6 +30,9 @@ PLACES = torch.tensor([len(LETTERS) ** place for place in reversed(range(LENGTH)
 BEGUN = torch.cartesian_prod(*[torch.arange(len(LETTERS))] * (LENGTH - 1))  # all that a response can begin with
 NAMES = "uvwxyz"  # objectives: one word each where a weighting is written into the prompt
 HIDDEN = 64
+RANK = (
+    2 * HIDDEN
+)  # of what is low-rank by definition, where experts have full rank: each term of `bilinear` can be all of a layer
 
 DIRICHLET = Dirichlet(kind="dirichlet", concentration=1.0)
 METHODS = {
@@ -38,8 +41,14 @@ METHODS = {
     "clp-logit": Method(conditioning="logits", shared=True, prompted=False, weightings=DIRICHLET),
     "clp-prompt": Method(conditioning="none", shared=True, prompted=True, weightings=DIRICHLET),
     "rewarded-soups": Method(conditioning="full", shared=False, prompted=False, weightings=Vertices(kind="vertices")),
+    "bilinear": Method(
+        conditioning="full", parameterization="bilinear", shared=False, prompted=False, weightings=DIRICHLET
+    ),
+    "singular": Method(
+        conditioning="full", parameterization="singular", shared=False, prompted=False, weightings=DIRICHLET
+    ),
 }
-# The order in which they start: two processes then end at about the same time.
+# What is trained unless methods are named, in the order in which they start: two processes then end at about the same time.
 QUEUE = ("clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit")
 
 
@@ -96,8 +105,9 @@ class Testbed:
     def train(self, method: Method, training: Training, **options: Any) -> SteerablePolicy:
         """Train one method with the trainer of the pipeline."""
         experts = Experts(
-            model := self.model(), conditioning=method.conditioning, experts=len(self.objectives), rank=training.rank,
-            shared=method.shared, seed=self.seed,
+            model := self.model(), conditioning=method.conditioning, experts=len(self.objectives),
+            rank=training.rank if method.parameterization == "experts" else RANK,
+            shared=method.shared, parameterization=method.parameterization, seed=self.seed,
         )  # fmt: skip
         policy = TabledPolicy(
             model, self.tokenizer, GENERATION, objectives=self.objectives, experts=experts, prompted=method.prompted
