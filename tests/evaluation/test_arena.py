@@ -156,7 +156,9 @@ def test_costs_say_how_many_forward_passes_a_token_takes(arena):
     assert passes[["logit-mixing", "dera-policy", "best-of-4"]].tolist() == [2, 2, 4]
     assert methods.rollouts["logit-mixing"] == methods.rollouts["rewarded-soups"]
     assert methods.weights_hash["logit-mixing"] == methods.weights_hash["rewarded-soups"]
-    stored = methods.stored_parameters  # at rank 2 and K = 2: one update and a core instead of two; 2 + 2 singular values
+    stored = (
+        methods.stored_parameters
+    )  # at rank 2 and K = 2: one update and a core instead of two; 2 + 2 singular values
     assert stored["parm"] < 0.6 * stored["clp-full"] and stored["panacea"] < 1.1 * stored["clp-full"]
 
 

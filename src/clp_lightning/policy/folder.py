@@ -43,7 +43,7 @@ class Card(BaseModel):
     base_model: str
     conditioning: Literal["full", "attention", "logits", "blocks", "none"]
     rank: Positive | Literal["full"]
-    shared: bool
+    shared: Literal[False, True, "everywhere"]
     scaling: float
     prompted: bool
     takes_alpha: bool
