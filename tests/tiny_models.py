@@ -57,14 +57,34 @@ def write_model(family: str, folder: Path, texts: Sequence[str] = DOCUMENTS * 5,
     return folder
 
 
-def make_policy(folder: Path, conditioning: str = "full", *, rank=3, shared=False, objectives=OBJECTIVES, **options):
+def make_policy(
+    folder: Path,
+    conditioning: str = "full",
+    *,
+    rank=3,
+    shared=False,
+    objectives=OBJECTIVES,
+    parameterization="experts",
+    **options,
+):
     """A float32 policy with experts that matter: fresh ones add nothing."""
     model, tokenizer = load_base(folder, dtype=torch.float32)
-    experts = Experts(model, conditioning=conditioning, experts=len(objectives), rank=rank, shared=shared, seed=1)
+    experts = Experts(
+        model, conditioning=conditioning, experts=len(objectives), rank=rank, shared=shared,
+        parameterization=parameterization, seed=1,
+    )  # fmt: skip
+    randomize(experts)
+    return SteerablePolicy(model, tokenizer, GENERATION, objectives=objectives, experts=experts, **options)
+
+
+def randomize(experts: Experts) -> None:
+    """Give experts values that are not those at the start of training."""
     torch.manual_seed(5)
     for layer in experts.layers.values():
-        layer.own()[-1].data.normal_(std=0.2 if rank != "full" else 0.05)
-    return SteerablePolicy(model, tokenizer, GENERATION, objectives=objectives, experts=experts, **options)
+        first, *others = layer.own()[1:] or layer.own()  # B and what is learned beside it, or D at full rank
+        first.data.normal_(std=0.2 if experts.rank != "full" else 0.05)
+        for parameter in others:
+            parameter.data.uniform_(0.5, 1.5)
 
 
 def all_log_probs(policy, weightings, **options):

@@ -183,6 +183,18 @@ def test_configuration_cannot_be_changed(repository):
         ("methods.clp-full", {**DEFAULT["methods"]["clp-full"], "relabel": True,
                               "weightings": {"kind": "listed", "each": [{"informativeness": 1.0}]}},
          "methods.clp-full: relabel: weightings.kind: listed has no policy at the rotations of a weighting; set it to false"),
+        ("methods.clp-full.parameterization", "svd", "methods.clp-full.parameterization: input should be 'experts', 'bilinear' "
+         "or 'singular', but found 'svd'"),
+        ("methods.clp-full", {"conditioning": "none", "parameterization": "bilinear", "shared": True, "prompted": True,
+                              "weightings": {"kind": "vertices"}},
+         "methods.clp-full: parameterization: bilinear is of conditioned layers, and conditioning: none has none; set it to "
+         "experts"),
+        ("methods.clp-full", {**DEFAULT["methods"]["clp-full"], "parameterization": "singular", "shared": "everywhere"},
+         "methods.clp-full: shared: parameterization: singular has a part that all weightings share; set it to true or false"),
+        ("methods.clp-full", {**DEFAULT["methods"]["clp-full"], "parameterization": "singular",
+                              "weightings": {"kind": "smoothed_vertices", "concentration": 0.4}},
+         "methods.clp-full: parameterization: weightings.kind: smoothed_vertices trains experts that stand alone, which "
+         "singular has not; set it to experts"),
         ("training.samples_per_prompt", 1,
          "training.samples_per_prompt: leave-one-out needs another sample; set it to 2 or more"),
         ("training.alpha", 1.5, "training.alpha: input should be less than or equal to 1, but found 1.5"),
@@ -287,6 +299,23 @@ def test_what_bone_soups_need_is_named(tmp_path, beta, of, extrapolation, messag
     values = changed("derived", decoded(of, kind="bone_soups", extrapolation=extrapolation))
     bones = {"weightings": {"kind": "backbones", "beta": beta}}
     values["methods"]["bones"] = values["methods"]["rewarded-soups"] | bones
+    assert problem(tmp_path, values) == message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("training.rank", 7, "methods.parm.parameterization: with training.rank 7: bilinear is two terms of half the rank "
+         "each; set the rank to an even number"),
+        ("training.rank", "full", "methods.parm.parameterization: with training.rank full: bilinear is low-rank; set the rank "
+         "to a number, or the parameterization to experts"),
+        ("derived", {"mixed": MIXING | {"of": "parm"}},
+         "derived.mixed.of: needs experts that stand alone, one per objective; parm has none"),
+    ],
+)  # fmt: skip
+def test_what_a_parameterization_cannot_have_is_named(tmp_path, path, value, message):
+    values = changed(path, value)
+    values["methods"]["parm"] = DEFAULT["methods"]["clp-full"] | {"parameterization": "bilinear"}
     assert problem(tmp_path, values) == message
 
 

@@ -31,6 +31,7 @@ DERIVED = {
     "scaled-by-1": {"of": "clp-full", "decoding": {"kind": "scaled", "factor": 1.0}},
     "dera-reference": {"of": "clp-full", "decoding": {"kind": "dera", "strength": 1.0}},
 }
+TRAINED = ("morlhf", "backbones", "clp-prompt", "parm", "panacea")
 LISTED = [{"informativeness": 1.0, "brevity": 0.0}, {"informativeness": 0.25, "brevity": 0.75}]
 
 
@@ -43,12 +44,14 @@ def arena(smoke, tmp_path_factory):
     values["methods"]["morlhf"] = full | {"weightings": {"kind": "listed", "each": LISTED}}
     values["methods"]["backbones"] = full | {"weightings": {"kind": "backbones", "beta": 0.75}}
     values["methods"]["clp-prompt"] = full | {"conditioning": "none", "shared": True, "prompted": True}
+    for name, kind in (("parm", "bilinear"), ("panacea", "singular")):
+        values["methods"][name] = full | {"parameterization": kind}
     config = Config.model_validate(values | {"derived": DERIVED})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for method in ("morlhf", "backbones", "clp-prompt"):
+        for method in TRAINED:
             stages.run("train", config, method)
-        for method in ("morlhf", "backbones", "clp-prompt", *DERIVED):
+        for method in (*TRAINED, *DERIVED):
             stages.run("evaluate", config, method)
         stages.run("publish", config)
     results = {name: pd.read_parquet(folder / "results" / name / "results.parquet") for name in config.compared}
@@ -165,6 +168,10 @@ def test_costs_say_how_many_forward_passes_a_token_takes(arena):
     assert passes[["logit-mixing", "dera-policy", "best-of-4"]].tolist() == [2, 2, 4]
     assert methods.rollouts["logit-mixing"] == methods.rollouts["rewarded-soups"]
     assert methods.weights_hash["logit-mixing"] == methods.weights_hash["rewarded-soups"]
+    stored = (
+        methods.stored_parameters
+    )  # at rank 2 and K = 2: one update and a core instead of two; 2 + 2 singular values
+    assert stored["parm"] < 0.6 * stored["clp-full"] and stored["panacea"] < 1.1 * stored["clp-full"]
 
 
 @pytest.fixture(scope="module")

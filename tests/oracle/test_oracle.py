@@ -193,7 +193,8 @@ def test_the_trainer_sees_the_rewards_that_the_optimum_knows(bed):
 
 
 @pytest.mark.parametrize(
-    "name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups", "smoothed-soups", "bone-soups"]
+    "name",
+    ["clp-full", "clp-attn", "clp-logit", "rewarded-soups", "smoothed-soups", "bone-soups", "bilinear", "singular"],
 )
 def test_the_project_trainer_gains_on_the_testbed(bed, name):
     points = weightings.lattice(2, 3)

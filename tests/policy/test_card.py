@@ -47,6 +47,12 @@ def test_keys_that_came_later_may_be_missing(folder, card):
     assert SteerablePolicy.from_pretrained(folder).objectives == ("a", "b")
 
 
+def test_a_policy_with_an_expert_for_all_weightings_everywhere_is_loaded(folder, tmp_path):
+    base = folder.parent / "base"
+    make_policy(base, shared="everywhere").save(tmp_path / "saved", base_model=str(base))
+    assert SteerablePolicy.from_pretrained(tmp_path / "saved").experts.shared == "everywhere"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -59,6 +65,11 @@ def test_keys_that_came_later_may_be_missing(folder, card):
         ({"rank": "half"}, "rank: Input should be a valid integer, but found 'half'"),
         ({"scaling": "2"}, "scaling: Input should be a valid number, but found '2'"),
         ({"conditioning": "some"}, "conditioning: Input should be 'full', 'attention', 'logits', 'blocks' or 'none'"),
+        (
+            {"parameterization": "svd"},
+            "parameterization: Input should be 'experts', 'bilinear' or 'singular', but found 'svd'",
+        ),
+        ({"shared": "nowhere"}, "shared: Input should be False, True or 'everywhere', but found 'nowhere'"),
         ({"generation": []}, "generation: Input should be a valid dictionary or instance of Generation, but found"),
         ({"generation": {"chat": False}}, "generation.max_prompt_tokens: missing; run"),
         ({"listed": [[1.0, 0.0], [1.0]]}, "listed: expected rows of 2 shares, one for each objective, but found"),

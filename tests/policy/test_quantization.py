@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ruamel.yaml import YAML
-from tiny_models import DOCUMENTS, GENERATION, OBJECTIVES, all_log_probs, write_model
+from tiny_models import DOCUMENTS, GENERATION, OBJECTIVES, all_log_probs, randomize, write_model
 from transformers import AutoModelForCausalLM
 
 from clp_lightning.config.parameters import load_config
@@ -35,10 +35,8 @@ def make(folder, quantization, *, dtype=torch.float32, rank=3, conditioning="ful
     """A policy on a quantized base; with `trained`, its experts are not those that add nothing."""
     model, tokenizer = load_base(folder, dtype=dtype, quantization=quantization)
     experts = Experts(model, conditioning=conditioning, experts=2, rank=rank, seed=1, **options)
-    torch.manual_seed(5)
-    for layer in experts.layers.values():
-        if trained:
-            layer.own()[-1].data.normal_(std=0.2 if rank != "full" else 0.05)
+    if trained:
+        randomize(experts)
     return SteerablePolicy(model, tokenizer, GENERATION, objectives=OBJECTIVES, experts=experts)
 
 
@@ -50,10 +48,12 @@ def gradients(policy) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in policy.experts.parameters_by_name.values()])
 
 
-@pytest.mark.parametrize("rank", [3, "full"])
+@pytest.mark.parametrize(
+    ("rank", "parameterization"), [(3, "experts"), ("full", "experts"), (4, "bilinear"), (4, "singular")]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_the_dequantized_model(base, kind, rank):
-    quantized, plain = make(base, kind, rank=rank), make(base, kind, rank=rank)
+def test_gradients_are_those_of_the_dequantized_model(base, kind, rank, parameterization):
+    quantized, plain = (make(base, kind, rank=rank, parameterization=parameterization) for _ in range(2))
     plain.experts.dequantize(plain.model)
     assert quantization_of(quantized.model) == kind and quantized.experts.dtype == torch.float32
     assert plain.model.model.layers[0].mlp.up_proj.base.weight.dtype == torch.float32

@@ -100,6 +100,10 @@ Distribution = Dirichlet | Mixture | Vertices | SmoothedVertices | Backbones | F
 KlEstimate = Literal["reward", "loss", "exact"]
 
 
+# what a conditioned layer has: an expert per objective, or one update with w in a core (PARM) or as singular values (Panacea)
+Parameterization = Literal["experts", "bilinear", "singular"]
+
+
 class OwnTraining(Section):
     """What a method's training does otherwise than the section `training` says; null: as it says."""
 
@@ -116,6 +120,7 @@ class Method(Section):
     """One row of the method table: what is conditioned on the weighting, and the distribution Q of weightings."""
 
     conditioning: Literal["full", "attention", "logits", "none"]  # the set S of layers with an expert per objective
+    parameterization: Parameterization = "experts"
     # theta_rest: one more expert, the same for all weightings, on every other linear layer; or "everywhere", beside the K too
     shared: bool | Literal["everywhere"]
     prompted: bool  # whether the weighting is also written into the prompt
@@ -138,6 +143,26 @@ class Method(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_what_its_parameterization_needs(self) -> "Method":
+        kind = self.parameterization
+        if kind == "experts":
+            return self
+        if self.conditioning == "none":
+            raise ValueError(
+                f"parameterization: {kind} is of conditioned layers, and conditioning: none has none; set it to experts"
+            )
+        if self.shared == "everywhere":
+            raise ValueError(
+                f"shared: parameterization: {kind} has a part that all weightings share; set it to true or false"
+            )
+        if isinstance(self.weightings, Listed | MixedVertices):
+            raise ValueError(
+                f"parameterization: weightings.kind: {self.weightings.kind} trains experts that stand alone, which {kind} has "
+                "not; set it to experts"
+            )
+        return self
+
     def listed(self, objectives: Sequence[str]) -> np.ndarray | None:
         """Return the weightings [M, K] that have a model each, or None where there is an expert per objective."""
         if not isinstance(self.weightings, Listed):
@@ -145,12 +170,28 @@ class Method(Section):
         return simplex.to_rows(self.weightings.each, len(self.weightings.each), objectives)
 
 
-def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived], objectives: Sequence[str]) -> None:
+def rank_problem(parameterization: Parameterization, rank: int | Literal["full"]) -> str | None:
+    """Return why an update of that parameterization cannot have that rank, and what to do, or None."""
+    if parameterization != "experts" and rank == "full":
+        return f"{parameterization} is low-rank; set the rank to a number, or the parameterization to experts"
+    if parameterization == "bilinear" and rank != "full" and rank % 2:
+        return "bilinear is two terms of half the rank each; set the rank to an even number"
+    return None
+
+
+def check_methods(
+    methods: Mapping[str, Method],
+    derived: Mapping[str, Derived],
+    objectives: Sequence[str],
+    rank: int | Literal["full"],
+) -> None:
     """Raise `ValueError`, beginning with the key's path, when rows of the two tables contradict each other."""
     for key, table in (("methods", methods), ("derived", derived)):
         if REFERENCE in table:
             raise ValueError(f"{key}.{REFERENCE}: this name is kept for the reference policy; choose another")
     for name, method in methods.items():
+        if problem := rank_problem(method.parameterization, rank):
+            raise ValueError(f"methods.{name}.parameterization: with training.rank {rank}: {problem}")
         listed = method.weightings.each if isinstance(method.weightings, Listed) else []
         listed = [method.weightings.weighting] if isinstance(method.weightings, Fixed) else listed
         for weighting in listed:
@@ -178,6 +219,7 @@ def check_methods(methods: Mapping[str, Method], derived: Mapping[str, Derived],
                 or source.shared
                 or source.prompted
                 or isinstance(source.weightings, Listed)
+                or source.parameterization != "experts"
             ):
                 raise ValueError(
                     f"derived.{name}.of: needs experts that stand alone, one per objective; {row.of} has none"

@@ -147,7 +147,7 @@ class Config(Section):
             raise ValueError("rewards: name at least one objective")
         if not self.methods:
             raise ValueError("methods: name at least one method to compare with the reference policy")
-        check_methods(self.methods, self.derived, self.objectives)
+        check_methods(self.methods, self.derived, self.objectives, self.training.rank)
         if self.promotion.method not in self.methods:
             raise ValueError(f"promotion.method: no such method; choose one of {', '.join(self.methods)}")
         self._check_reward_models()

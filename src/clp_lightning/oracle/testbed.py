@@ -31,6 +31,7 @@ PLACES = torch.tensor([len(LETTERS) ** place for place in reversed(range(LENGTH)
 BEGUN = torch.cartesian_prod(*[torch.arange(len(LETTERS))] * (LENGTH - 1))  # all that a response can begin with
 NAMES = "uvwxyz"  # objectives: one word each where a weighting is written into the prompt
 HIDDEN = 64
+RANK = 2 * HIDDEN  # of what is low-rank by definition: each term of `bilinear` can then be all of a layer
 
 DIRICHLET = Dirichlet(kind="dirichlet", concentration=1.0)
 SMOOTHED = SmoothedVertices(kind="smoothed_vertices", concentration=1.0)
@@ -43,9 +44,17 @@ METHODS = {
     "rewarded-soups": Method(conditioning="full", shared=False, prompted=False, weightings=Vertices(kind="vertices")),
     "smoothed-soups": Method(conditioning="full", shared=False, prompted=False, weightings=SMOOTHED),
     "bone-soups": Method(conditioning="full", shared=False, prompted=False, weightings=BACKBONES),
+    "bilinear": Method(
+        conditioning="full", parameterization="bilinear", shared=False, prompted=False, weightings=DIRICHLET
+    ),
+    "singular": Method(
+        conditioning="full", parameterization="singular", shared=False, prompted=False, weightings=DIRICHLET
+    ),
 }
 # The order in which they start: two processes then end at about the same time. The first five run unless others are named.
-QUEUE = ("clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit", "smoothed-soups", "bone-soups")
+QUEUE = (
+    "clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit", "smoothed-soups", "bone-soups", "bilinear", "singular",
+)  # fmt: skip
 DEFAULT = QUEUE[:5]
 
 
@@ -102,8 +111,9 @@ class Testbed:
     def train(self, method: Method, training: Training, **options: Any) -> SteerablePolicy:
         """Train one method with the trainer of the pipeline."""
         experts = Experts(
-            model := self.model(), conditioning=method.conditioning, experts=len(self.objectives), rank=training.rank,
-            shared=method.shared, seed=self.seed,
+            model := self.model(), conditioning=method.conditioning, experts=len(self.objectives),
+            rank=training.rank if method.parameterization == "experts" else RANK,
+            shared=method.shared, parameterization=method.parameterization, seed=self.seed,
         )  # fmt: skip
         policy = TabledPolicy(
             model, self.tokenizer, GENERATION, objectives=self.objectives, experts=experts, prompted=method.prompted

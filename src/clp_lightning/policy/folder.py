@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from torch import Tensor
 
 from clp_lightning.config.data import Layers, Quantization
+from clp_lightning.config.methods import Parameterization
 from clp_lightning.config.parameters import Generation
 from clp_lightning.config.types import Positive
 from clp_lightning.errors import ClpError, UsageError, make, one_line, plural
@@ -42,7 +43,7 @@ class Card(BaseModel):
     base_model: str
     conditioning: Literal["full", "attention", "logits", "blocks", "none"]
     rank: Positive | Literal["full"]
-    shared: bool
+    shared: Literal[False, True, "everywhere"]
     scaling: float
     prompted: bool
     takes_alpha: bool
@@ -50,6 +51,7 @@ class Card(BaseModel):
         Generation, BeforeValidator(lambda given: OLDER | given if isinstance(given, dict) else given)
     ]
     listed: list[list[float]] | None = None
+    parameterization: Parameterization = "experts"
     layers: Layers | None = None
     quantization: Quantization | None = None
 
@@ -96,6 +98,7 @@ def read(
         experts=len(card.listed or card.objectives),
         rank=card.rank,
         shared=card.shared,
+        parameterization=card.parameterization,
         scaling=card.scaling,
         layers=card.layers,
     )
@@ -127,6 +130,7 @@ def write(folder: Path, experts: Experts, card: dict[str, Any]) -> None:
         "conditioning": experts.conditioning,
         "rank": experts.rank,
         "shared": experts.shared,
+        "parameterization": experts.parameterization,
         "scaling": experts.scaling,
         "layers": experts.patterns.model_dump() if experts.patterns else None,
     }
@@ -171,13 +175,13 @@ def _write_adapter(model: Any, experts: Experts, coefficients: Tensor, folder: P
     from peft import LoraConfig
 
     layers = {name: layer for name, layer in experts.layers.items() if isinstance(layer, LowRankLinear)}
-    ranks = {name: len(layer.a) for name, layer in layers.items()}
+    ranks: dict[str, int] = {}
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        own = experts.layer_coefficients(layer, coefficients)
-        scale = (experts.scaling * own).repeat_interleave(layer.rank)
-        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.a.detach().contiguous().cpu()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (layer.b.detach() * scale).contiguous().cpu()
+        a, b = layer.at(experts.layer_coefficients(layer, coefficients), experts.scaling)
+        ranks[name] = len(a)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.detach().contiguous().cpu()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.detach().contiguous().cpu()
     most = max(ranks.values())
     config = LoraConfig(
         r=most,

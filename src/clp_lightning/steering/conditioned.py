@@ -17,7 +17,7 @@ class Steering:
     """The scales of the rows in flight, shared by all layers of a model; None: the base model alone."""
 
     def __init__(self) -> None:
-        self.conditioned: Tensor | None = None  # [B, 1, K*r], or [B, 1, K] at full rank
+        self.conditioned: Tensor | None = None  # [B, 1, K*r], or [B, 1, K] at full rank; and their sum
         self.shared: Tensor | None = None  # [B, 1, r], or [B, 1, 1]
         self.repeats = 1  # of which so many in a row are the same
 
@@ -44,9 +44,13 @@ class ConditionedLinear(nn.Module):
         """The experts' parameters: [A, B], or [D] at full rank."""
         return list(self.parameters(recurse=False))
 
+    def factors(self) -> list[Tensor]:
+        """What a forward multiplies with: the experts' parameters themselves, or what is made of them."""
+        return [*self.own()]
+
     def freeze(self, dtype: torch.dtype) -> None:
         """Cast the experts once for many forwards without gradients."""
-        self.cast = [parameter.detach().to(dtype) for parameter in self.own()]
+        self.cast = [factor.detach().to(dtype) for factor in self.factors()]
 
     def thaw(self) -> None:
         """Go on with the parameters themselves."""
@@ -95,7 +99,7 @@ class LowRankLinear(ConditionedLinear):
 
     def steered(self, x: Tensor, scale: Tensor) -> Tensor:
         """Apply base and experts, with gradients or on a quantized base."""
-        a, b = self.cast or [parameter.to(x.dtype) for parameter in self.own()]
+        a, b = self.cast or [factor.to(x.dtype) for factor in self.factors()]
         if self.base.weight.is_floating_point():
             return LowRankProduct.apply(x, a, b, scale, self.base)
         return self.plus(self.base(x), functional.linear(x, a) * scale, b)
@@ -106,7 +110,7 @@ class LowRankLinear(ConditionedLinear):
         if not weight.is_floating_point():
             super().freeze(dtype)
             return
-        a, b = (parameter.detach().to(dtype) for parameter in self.own())
+        a, b = (factor.detach().to(dtype) for factor in self.factors())
         if self.stacked is None or self.stacked.data_ptr() != weight.data_ptr():  # never made, or the model was moved
             # y is a part of the product: a row's length in whole groups of 8 keeps it aligned for attention on a GPU
             unused = a.new_zeros(-(len(weight) + len(a)) % 8, a.shape[1])
@@ -125,7 +129,13 @@ class LowRankLinear(ConditionedLinear):
     @torch.no_grad()
     def update(self, coefficients: Tensor, scaling: float) -> Tensor:
         """Return what the experts add to the base weight at `coefficients` [M], float32 [out, in]."""
-        return (self.b * (scaling * coefficients).repeat_interleave(self.rank)) @ self.a
+        a, b = self.at(coefficients, scaling)
+        return b @ a
+
+    @torch.no_grad()
+    def at(self, coefficients: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """Return the update at `coefficients` [M] as factors A [R, in] and B [out, R], float32: it is `B A`."""
+        return self.a, self.b * (scaling * coefficients).repeat_interleave(self.rank)
 
 
 class LowRankProduct(Function):

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from clp_lightning.config.data import Layers
+from clp_lightning.config.methods import Parameterization, rank_problem
 from clp_lightning.errors import UsageError
 from clp_lightning.steering.conditioned import ConditionedLinear, FullRankLinear, LowRankLinear, Rank, Role, Steering
 from clp_lightning.steering.layers import DISCOVERED, conditioned_set, quantization_of, some_linear
+from clp_lightning.steering.parameterizations import KINDS
 
 
 class Experts(nn.Module):
@@ -32,7 +34,8 @@ class Experts(nn.Module):
     With `shared` "everywhere" the conditioned layers have that one beside their K, too.
 
     The base model's linear layers are replaced in place and its parameters frozen. `rank` is that of a low-rank expert, or
-    "full". Raises `UsageError` when the model has no layer to train.
+    "full". `parameterization` says what the conditioned layers have instead of experts (`steering.parameterizations`). Raises
+    `UsageError` when the model has no layer to train, and for a rank that the parameterization cannot have.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Experts(nn.Module):
         experts: int,
         rank: Rank,
         shared: bool | Literal["everywhere"] = False,
+        parameterization: Parameterization = "experts",
         scaling: float = 2.0,
         layers: Layers | None = None,
         seed: int = 0,
@@ -50,11 +54,17 @@ class Experts(nn.Module):
         super().__init__()
         if experts < 1 or (rank != "full" and rank < 1):
             raise UsageError(f"experts={experts}, rank={rank}: both must be >= 1")
+        if problem := rank_problem(parameterization, rank):
+            raise UsageError(f"rank={rank}: {problem}")
         self.count, self.rank, self.scaling, self.conditioning, self.shared = (
             experts, rank, scaling if rank != "full" else 1.0, conditioning, shared
         )  # fmt: skip
-        self._beside = shared == "everywhere"
-        self._count = experts + self._beside  # on a conditioned layer
+        self.parameterization = parameterization
+        beside, each = shared == "everywhere", 1 if rank == "full" else rank
+        self._count = experts + beside  # on a conditioned layer
+        # what a conditioned layer's scale has of each coefficient, and of their sum
+        widths = {"experts": (each, each * beside), "bilinear": (each // 2, each // 2), "singular": (1, each)}
+        self._each, self._rest = widths[parameterization]
         self.patterns, self.steering = layers, Steering()
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
@@ -99,9 +109,10 @@ class Experts(nn.Module):
         else:
             repeats = 1 if self.rank == "full" else self.rank
             scaled = coefficients * self.scaling
-            own = torch.cat([scaled, scaled.sum(1, keepdim=True)], 1) if self._beside else scaled
-            self.steering.conditioned = own.repeat_interleave(repeats, dim=1)[:, None].to(self.dtype)
-            self.steering.shared = scaled.sum(1, keepdim=True).expand(-1, repeats)[:, None].to(self.dtype)
+            total, own = scaled.sum(1, keepdim=True), scaled.repeat_interleave(self._each, dim=1)
+            own = torch.cat([own, total.expand(-1, self._rest)], 1) if self._rest else own
+            self.steering.conditioned = own[:, None].to(self.dtype)
+            self.steering.shared = total.expand(-1, repeats)[:, None].to(self.dtype)
         try:
             yield
         finally:
@@ -120,7 +131,7 @@ class Experts(nn.Module):
                 layer.thaw()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the experts' parameters by name: `LAYER.a` [M*r, in] and `LAYER.b` [out, M*r], or `LAYER.delta`."""
+        """Return the experts' parameters by name: `LAYER.a` [M*r, in] and `LAYER.b` [out, M*r], ..., or `LAYER.delta`."""
         return {name: parameter.detach() for name, parameter in self._named().items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -136,7 +147,7 @@ class Experts(nn.Module):
         total = coefficients.sum(0, keepdim=True)
         if layer.role == "shared":
             return total
-        return torch.cat([coefficients, total]) if self._beside else coefficients
+        return torch.cat([coefficients, total]) if self._rest else coefficients
 
     @torch.no_grad()
     def merge(self, model: Any, coefficients: Tensor) -> None:
@@ -170,7 +181,8 @@ class Experts(nn.Module):
     def _layer(self, base: nn.Linear, count: int, role: Role, generator: torch.Generator) -> ConditionedLinear:
         if self.rank == "full":
             return FullRankLinear(base, count, self.steering, role)
-        return LowRankLinear(base, count, self.rank, self.steering, role, generator)
+        kind = KINDS[self.parameterization] if role == "conditioned" else LowRankLinear
+        return kind(base, count, self.rank, self.steering, role, generator)
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {
