@@ -17,6 +17,7 @@ from clp_lightning.oracle import exact as oracle
 from clp_lightning.oracle.exact import Array
 
 REFERENCE, OPTIMUM = "reference", "optimum"
+ALL = "all"  # as a method: every one
 STEPS = 700  # by default: three objectives then need three minutes on two cores (docs/results.md)
 # Enough points for the optimal ones to enclose 95 % of what ever more of them would: a coarse grid flatters (docs/log.md).
 POINTS_PER_EDGE = {1: 2, 2: 21, 3: 16, 4: 9}
@@ -44,7 +45,7 @@ def run(
     progress: Callable[[str, int], None],
     methods: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train every method, or those in `methods`, and return what `clp oracle --json` prints, and the frontiers.
+    """Train the methods of QUEUE, or those in `methods`, and return what `clp oracle --json` prints, and the frontiers.
 
     `progress` is told a method's name and the steps that it has done. Raises `UsageError` for an unknown method.
     """
@@ -53,9 +54,10 @@ def run(
 
     problem, points = Testbed(objectives, seed).problem(alpha), grid(objectives)
     for name in methods:
-        if name not in METHODS:
-            raise UsageError(f"--method {name}: no such method here; choose among {', '.join(METHODS)}")
-    queue = [name for name in QUEUE if not methods or name in methods]
+        if name not in (*METHODS, ALL):
+            raise UsageError(f"--method {name}: no such method here; choose among {', '.join(METHODS)}, {ALL}")
+    asked = METHODS if ALL in methods else methods or QUEUE
+    queue = sorted(dict.fromkeys(asked), key=lambda name: QUEUE.index(name) if name in QUEUE else len(QUEUE))
     results = _train_all(context, queue, objectives, alpha, seed, steps, progress)
     trained = {name: results[name] for name in METHODS if name in results}
     policies = {REFERENCE: (np.repeat(problem.ref_log_probs[None], len(points), axis=0), 0.0)}

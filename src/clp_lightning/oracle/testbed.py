@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clp_lightning.config.methods import Dirichlet, Method, Vertices
-from clp_lightning.config.parameters import Generation, Training
+from clp_lightning.config.parameters import Generation
+from clp_lightning.config.training import MiEpo, OnlineDpo, OwnTraining, Training
 from clp_lightning.oracle.exact import Array, Problem
 from clp_lightning.policy.rollout import Prefix, Prompts, Responses, Scores, draw
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.steering.experts import Experts
 from clp_lightning.training.clp import ClpModule
+from clp_lightning.training.method_losses import build_loss
 from clp_lightning.training.trainer import fit
 
 LETTERS = "abcdefgh"  # the tokens of a response, and the prompts
@@ -32,14 +34,18 @@ NAMES = "uvwxyz"  # objectives: one word each where a weighting is written into 
 HIDDEN = 64
 
 DIRICHLET = Dirichlet(kind="dirichlet", concentration=1.0)
+FULL = Method(conditioning="full", shared=False, prompted=False, weightings=DIRICHLET)
 METHODS = {
-    "clp-full": Method(conditioning="full", shared=False, prompted=False, weightings=DIRICHLET),
+    "clp-full": FULL,
     "clp-attn": Method(conditioning="attention", shared=True, prompted=False, weightings=DIRICHLET),
     "clp-logit": Method(conditioning="logits", shared=True, prompted=False, weightings=DIRICHLET),
     "clp-prompt": Method(conditioning="none", shared=True, prompted=True, weightings=DIRICHLET),
     "rewarded-soups": Method(conditioning="full", shared=False, prompted=False, weightings=Vertices(kind="vertices")),
+    "mo-odpo": FULL.model_copy(update={"loss": OnlineDpo(kind="online_dpo")}),
+    "mi-epo": FULL.model_copy(update={"loss": MiEpo(kind="mi_epo")}),
+    "gdpo": FULL.model_copy(update={"training": OwnTraining(advantages="gdpo")}),
 }
-# The order in which they start: two processes then end at about the same time.
+# What is trained unless methods are named, in the order in which they start: two processes then end at about the same time.
 QUEUE = ("clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit")
 
 
@@ -104,8 +110,9 @@ class Testbed:
         )
         policy.table = self.ref_token_log_probs
         module = ClpModule(
-            policy, training, method.weightings, list(LETTERS), self.reward, self.seed, relabel=method.relabel
-        )
+            policy, method.training.instead_of(training), method.weightings, list(LETTERS), self.reward, self.seed,
+            relabel=method.relabel, loss=build_loss(method.loss, Path(".")),
+        )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             fit(module, checkpoints=Path(folder), every=training.checkpoint_every,
                 gradient_clip=training.gradient_clip, **options)  # fmt: skip
