@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clp_lightning import weightings
 from clp_lightning.errors import UsageError
 from clp_lightning.oracle import exact as oracle
-from clp_lightning.oracle import testbed
+from clp_lightning.oracle import run, testbed
 from clp_lightning.oracle.exact import Problem
 from clp_lightning.oracle.report import report
 from clp_lightning.policy.steerable import SteerablePolicy
@@ -192,7 +192,7 @@ def test_the_trainer_sees_the_rewards_that_the_optimum_knows(bed):
     np.testing.assert_array_equal(bed.reward(["b"], decoded), bed.rewards[[1], [135]])
 
 
-@pytest.mark.parametrize("name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups"])
+@pytest.mark.parametrize("name", ["clp-full", "clp-attn", "clp-logit", "rewarded-soups", "mo-odpo", "mi-epo", "gdpo"])
 def test_the_project_trainer_gains_on_the_testbed(bed, name):
     points = weightings.lattice(2, 3)
     training = testbed.training(0.3, 40).model_copy(update={"alpha_start": None})
@@ -307,6 +307,12 @@ def test_one_method_alone_is_trained_when_it_is_named(tmp_path, monkeypatch, cap
     report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["clp-logit"])
     rows = {row["method"] for row in json.loads(capsys.readouterr().out)["methods"]}
     assert rows == {"reference", "clp-logit", "exact experts, per token", "exact experts, per sequence"}
+    trained = []
+    monkeypatch.setattr(run, "_train_all", lambda context, names, *_: trained.append(list(names)) or {})
+    for methods in ([], ["all"], ["mo-odpo", "clp-full", "mo-odpo"]):
+        run.run(2, 0.3, 0, steps=2, progress=print, methods=methods)
+    assert trained[0] == list(testbed.QUEUE) and set(trained[1]) == set(testbed.METHODS) > set(testbed.QUEUE)
+    assert trained[2] == ["clp-full", "mo-odpo"]
     with pytest.raises(UsageError, match="--method clp: no such method here; choose among clp-full, clp-attn"):
         report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["clp"])
 
@@ -324,7 +330,7 @@ def test_command_prints_json_and_writes_the_picture(tmp_path):
     }  # fmt: skip
     rows = {row["method"]: row for row in printed["methods"]}
     assert {
-        *testbed.METHODS,
+        *testbed.QUEUE,
         "reference",
         "logit-mixing, per token",
         "exact experts, per sequence",
