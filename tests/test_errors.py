@@ -3,8 +3,8 @@
 import pytest
 from locations import REPOSITORY
 
-from clp_lightning.config.sources import package_folder
 from clp_lightning.errors import ClpError, make, plural
+from clp_lightning.paths import package_folder
 from clp_lightning.store.queries import Store
 
 

@@ -124,7 +124,7 @@ def _means(concentration: float) -> tuple[Array, Array]:
 def module(policy: OneTokenPolicy, method: Method, training: Training, gradients: str) -> ClpModule:
     """Return the trainer of a policy."""
     documents = [str(number) for number in range(len(policy.bed.prompts.ids))]
-    training = training.model_copy(update=method.training.model_dump(exclude_none=True))
+    training = method.training.instead_of(training)
     return MODULES[gradients](
         policy, training, method.weightings, documents, policy.bed.reward, training.seed, relabel=method.relabel
     )

@@ -319,6 +319,51 @@ def test_what_a_parameterization_cannot_have_is_named(tmp_path, path, value, mes
     assert problem(tmp_path, values) == message
 
 
+@pytest.mark.parametrize(
+    ("row", "training", "message"),
+    [
+        ({"loss": {"kind": "online_dpo"}, "relabel": True}, {},
+         "methods.m: relabel: loss.kind: online_dpo compares responses of one policy; set it to false"),
+        ({"loss": {"kind": "mi_epo"}, "training": {"samples_per_prompt": 1}}, {},
+         "methods.m.training.samples_per_prompt: methods.m.loss.kind: mi_epo compares responses to a prompt; set it to 2 or "
+         "more"),
+        ({"loss": {"kind": "online_dpo"}, "training": {"advantages": "gdpo"}}, {},
+         "methods.m: training.advantages: loss.kind: online_dpo does not read it; leave one of them out"),
+        ({"loss": {"kind": "online_dpo"}}, {"alpha_high": 0.5},
+         "training.alpha_high: methods.m.loss.kind: online_dpo has no KL strength to condition on; set it to null"),
+        ({"loss": {"kind": "mi_epo"}, "weightings": {"kind": "fixed", "weighting": {"brevity": 1.0}}}, {},
+         "methods.m: loss.kind: mi_epo compares weightings, and weightings.kind: fixed has no policy at others; use online_dpo"),
+        ({"loss": {"kind": "online_dpo", "beta": 0.0}}, {},
+         "methods.m.loss.beta: input should be greater than 0, but found 0.0"),
+        ({"loss": {"kind": "dpo"}}, {},
+         "methods.m.loss: expected a kind among 'online_dpo', 'mi_epo', 'custom', but found 'dpo'"),
+        ({"loss": {"kind": "custom", "function": "mine"}}, {},
+         "methods.m.loss.function: must be module:function, as in scoring:politeness, but found 'mine'"),
+        ({"training": {"advantages": "gdpo"}, "relabel": True}, {},
+         "methods.m.training.advantages: gdpo compares responses of one policy; choose others, or set methods.m.relabel to "
+         "false"),
+        ({"training": {"risk": {"kind": "cvar", "tau": 0.5}, "advantages": "rvpo"}}, {},
+         "methods.m.training.risk: takes the place of w.R, which advantages: rvpo has not; choose batch or none"),
+        ({"training": {"risk": {"kind": "cvar", "tau": 0.0}}}, {},
+         "methods.m.training.risk.tau: input should be greater than 0, but found 0.0"),
+        ({"training": {"advantages": "gdpo"}}, {"baseline": "value"},
+         "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"),
+    ],
+)  # fmt: skip
+def test_what_a_loss_and_its_settings_need_is_named(tmp_path, row, training, message):
+    values = changed("training", DEFAULT["training"] | training)
+    values["methods"] = {"m": DEFAULT["methods"]["rewarded-soups"] | row}
+    values["promotion"]["method"] = "m"
+    assert problem(tmp_path, values) == message
+
+
+def test_a_method_has_its_own_risk_and_advantages():
+    own = {"risk": {"kind": "cvar", "tau": 0.25}, "advantages": "none"}
+    config = Config.model_validate(changed("methods.clp-full.training", own))
+    assert config.budget("clp-full").risk.tau == 0.25 and config.budget("clp-full").advantages == "none"
+    assert config.training.risk is None and config.methods["clp-full"].loss is None
+
+
 def test_misspelt_key_is_named_before_the_one_that_is_missing_for_it(tmp_path):
     values = changed("training.steps", REMOVE)
     values["training"]["step"] = 5

@@ -73,6 +73,9 @@ def pages(built) -> dict[Path, Html]:
     return {path: Html(path) for path in built.rglob("*.html")}
 
 
+ONE_KIND = ".risk"  # the section that has one kind: its keys stand beside it
+
+
 def leaves(values: Any, path: str = "") -> Iterator[str]:
     """Paths of all values of a parameter file; below a section with kinds the kind is part of the path."""
     if not isinstance(values, dict) or not values:
@@ -81,7 +84,7 @@ def leaves(values: Any, path: str = "") -> Iterator[str]:
     inner = path
     if "kind" in values:
         yield f"{path}.kind"
-        inner = f"{path}.{values['kind']}"
+        inner = path if path.endswith(ONE_KIND) else f"{path}.{values['kind']}"
     for key, below in values.items():
         if key != "kind":
             yield from leaves(below, f"{inner}.{key}".removeprefix("."))

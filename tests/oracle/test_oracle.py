@@ -194,7 +194,19 @@ def test_the_trainer_sees_the_rewards_that_the_optimum_knows(bed):
 
 @pytest.mark.parametrize(
     "name",
-    ["clp-full", "clp-attn", "clp-logit", "rewarded-soups", "smoothed-soups", "bone-soups", "bilinear", "singular"],
+    [
+        "clp-full",
+        "clp-attn",
+        "clp-logit",
+        "rewarded-soups",
+        "smoothed-soups",
+        "bone-soups",
+        "bilinear",
+        "singular",
+        "mo-odpo",
+        "mi-epo",
+        "gdpo",
+    ],
 )
 def test_the_project_trainer_gains_on_the_testbed(bed, name):
     points = weightings.lattice(2, 3)
@@ -313,6 +325,12 @@ def test_one_method_alone_is_trained_when_it_is_named(tmp_path, monkeypatch, cap
     report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["bone-soups"])
     rows = [row["method"] for row in json.loads(capsys.readouterr().out)["methods"]]
     assert rows[1:3] == ["bone-soups", "bone-soups, averaged with w"]
+    trained = []
+    monkeypatch.setattr(run, "_train_all", lambda context, names, *_: trained.append(list(names)) or {})
+    for methods in ([], ["all"], ["mo-odpo", "clp-full", "mo-odpo"]):
+        run.run(2, 0.3, 0, steps=2, progress=print, methods=methods)
+    assert trained[0] == list(testbed.DEFAULT) and set(trained[1]) == set(testbed.METHODS) == set(testbed.QUEUE)
+    assert trained[2] == ["clp-full", "mo-odpo"]
     with pytest.raises(
         UsageError, match=r"--method clp: no such method here; choose among clp-full, clp-attn.*, or all"
     ):

@@ -9,7 +9,9 @@ import sys
 import pytest
 from locations import REPOSITORY
 
+from clp_lightning.config.parameters import load_config
 from clp_lightning.project import doctor
+from clp_lightning.project.dvc_yaml import own_files
 
 
 def found(folder, monkeypatch, **options) -> dict[str, doctor.Finding]:
@@ -73,6 +75,22 @@ def test_a_taken_port_little_disk_and_a_missing_asset_are_said(tmp_path, monkeyp
     assert findings[f"port {port}"].state == "note"
     assert findings["disk"].state == "problem" and "clp prune" in findings["disk"].remedy
     assert findings["assets"].found == "the asset package no_such_package is not installed"
+
+
+def test_a_loss_of_ones_own_that_is_not_there_is_said(tmp_path, monkeypatch):
+    params = (REPOSITORY / "params.yaml").read_text()
+    row = "kind: vertices}\n    loss: {kind: custom, function: FUNCTION}\n"
+    (tmp_path / "own_losses.py").write_text("def mine(batch): ...\n")
+    for function, state in (("own_losses:mine", "ok"), ("own_losses:other", "problem")):
+        text = params.replace("kind: vertices}\n", row.replace("FUNCTION", function))
+        (tmp_path / "params.yaml").write_text(text)
+        finding = found(tmp_path, monkeypatch, params=tmp_path / "params.yaml")["losses"]
+        assert finding.state == state
+    assert (
+        finding.found.startswith("methods.rewarded-soups: loss own_losses:other: ")
+        and finding.remedy == "correct function"
+    )
+    assert own_files(load_config(tmp_path / "params.yaml"), tmp_path) == ["own_losses.py"]
 
 
 def test_a_check_that_fails_is_a_problem_and_the_others_go_on(tmp_path, monkeypatch):

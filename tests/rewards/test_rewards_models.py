@@ -18,9 +18,9 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from clp_lightning.config.sources import package_folder
 from clp_lightning.data.transcripts import from_transcript
 from clp_lightning.errors import ClpError
+from clp_lightning.paths import package_folder
 from clp_lightning.rewards.models import Encoder, Learned, Similarity, fitting
 
 DOCUMENTS = ["create bucket: makes a bucket", "delete it", "list the things {response}"]

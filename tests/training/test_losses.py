@@ -137,3 +137,90 @@ def test_exact_token_kl_in_return_and_loss_is_the_gradient_of_the_responses_kl()
     loss = (share * (kl + kl.detach() * of_response)).sum()  # the loss term, and the return's score-function term
     for found, wanted in zip(torch.autograd.grad(loss, (first, second)), expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+def test_gdpo_golden():
+    # two groups of two, weights (3/4, 1/4) and (1/2, 1/2). Of (1, 3) and of (0, 4) the z-scores are -+1/sqrt(2) =: -+r, of (5, 5)
+    # 0, of (2, 0) +-r; weighted sums -r, r, r/2, -r/2, whose mean is 0 and deviation r sqrt(2.5 / 3)
+    rewards = torch.tensor([[1.0, 0], [3, 4], [5, 2], [5, 0]], dtype=torch.float64)
+    weightings = torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)
+    scores = losses.group_z_scores(rewards, 2)
+    r = 2**-0.5
+    torch.testing.assert_close(scores[:, 1], torch.tensor([-r, r, r, -r], dtype=torch.float64), atol=1e-4, rtol=0)
+    assert scores[2:, 0].tolist() == [0, 0]
+    sums = losses.weighted_sum(scores, weightings)
+    assert losses.whitened(sums, sums).tolist() == pytest.approx([-1.09545, 1.09545, 0.54772, -0.54772], abs=5e-4)
+    half = losses.whitened(sums[:2], sums)  # of one process of two
+    assert torch.equal(half, losses.whitened(sums, sums)[:2])
+
+
+def test_gdpo_leaves_out_rewards_that_are_not_there():
+    # as TRL: NaN counts neither in the mean 2 nor in the deviation sqrt(2) of its objective; a row without any reward gets 0
+    nan = torch.nan
+    rewards = torch.tensor([[1.0, 0], [3, nan], [nan, nan], [nan, 4]], dtype=torch.float64)
+    scores = losses.group_z_scores(rewards, 4)
+    r = 1 / (2**0.5 + 1e-4)
+    assert scores[:2, 0].tolist() == pytest.approx([-r, r]) and scores[2:, 0].isnan().all()
+    sums = losses.weighted_sum(scores, torch.tensor([0.5, 0.5]))
+    assert sums[[0, 1]].tolist() == pytest.approx([-r / 2 - 2 / (8**0.5 + 1e-4) / 2, r / 2]) and sums[2].isnan()
+    advantages = losses.whitened(sums, sums)
+    assert advantages[2] == 0 and advantages[[0, 1, 3]].sum().item() == pytest.approx(0, abs=1e-12)
+
+
+def test_soft_minimum_golden():
+    # scores 0 and ln 3: k = 1 -log((1 + 1/3) / 2), k = 2 -log((1 + 1/9) / 2) / 2; at (1, 0) the first alone; w.Z in the limit
+    scores, even = torch.tensor([[1.0, 3.0]]).log(), torch.tensor([[0.5, 0.5]])
+    assert losses.soft_minimum(scores, even, 1.0).item() == pytest.approx(0.405465, abs=1e-5)
+    assert losses.soft_minimum(scores, even, 2.0).item() == pytest.approx(0.293893, abs=1e-5)
+    assert losses.soft_minimum(scores, torch.tensor([[1.0, 0.0]]), 2.0).item() == 0
+    assert losses.soft_minimum(scores, torch.tensor([[0.25, 0.75]]), 1e-3).item() == pytest.approx(0.82396, abs=1e-3)
+
+
+def test_cvar_golden():
+    # the worst half of 4, 1, 3, 2 is 1 and 2: b = 2, so 1 gives 2 - 1 / 0.5 = 0 and the others 2; the mean is 1.5
+    utilities = losses.cvar_utilities(torch.tensor([4.0, 1, 3, 2, 0, 0, 0, 9]), 4, 0.5)
+    assert utilities.tolist() == [2, 0, 2, 2, 0, 0, 0, 0]
+    # an importance weight of 3 counts as three responses: of 1, 1, 1, 5 the worst half is 1
+    weighted = losses.cvar_utilities(torch.tensor([1.0, 5]), 2, 0.5, torch.tensor([1.5, 0.5]))
+    assert weighted.tolist() == [1, 1]
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=9), st.floats(0.05, 1))
+def test_cvar_is_the_mean_of_the_worst_share(returns, tau):
+    # by sorting: tau S returns from below, the last of them in part
+    rest, total = tau * len(returns), 0.0
+    for value in sorted(returns):
+        total, rest = total + min(max(rest, 0), 1) * value, rest - 1
+    utilities = losses.cvar_utilities(torch.tensor(returns, dtype=torch.float64), len(returns), tau)
+    assert utilities.mean().item() == pytest.approx(total / (tau * len(returns)), abs=1e-6)
+    if tau == 1:
+        assert utilities.tolist() == pytest.approx(returns)
+
+
+def test_pair_loss_golden_and_gradient():
+    # the first group's best is its second response, its worst the first: margin 0.3, beta 2, -log sigmoid(0.6) = 0.437488; the
+    # second is a tie of weight 0; d / d dlr = -+ beta sigmoid(-0.6) / G = -+ 0.354344
+    ratios = torch.tensor([0.2, 0.5, 9, 1, 2, 3], requires_grad=True)
+    loss = losses.pair_loss(ratios, torch.tensor([1.0, 3, 2, 5, 5, 5]), 3, 2.0)
+    assert loss.item() == pytest.approx(0.437488 / 2, abs=1e-6)
+    loss.backward()
+    assert ratios.grad.tolist() == pytest.approx([0.354344, -0.354344, 0, 0, 0, 0], abs=1e-6)
+
+
+def test_preferences_by_the_odds_of_the_reward_have_the_optimum_of_the_objective_at_the_beta_that_is_named():
+    # two answers, y+ preferred with probability sigmoid(R+ - R-): at pi* ~ pi_ref exp((1 - alpha) / alpha R) no gradient is left
+    alpha, rewards = 0.3, torch.tensor([1.4, 0.2], dtype=torch.float64)
+    ratios = ((1 - alpha) / alpha * rewards).requires_grad_()  # dlr, up to a constant
+    beta, likely = alpha / (1 - alpha), (rewards[0] - rewards[1]).sigmoid()
+    first, second = (losses.pair_loss(ratios, order, 2, beta) for order in (rewards, -rewards))
+    (gradient,) = torch.autograd.grad(likely * first + (1 - likely) * second, ratios)
+    assert gradient.tolist() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_other_weighting_loss_golden():
+    # log-ratios 1 and -1, elsewhere 0 and -1, beta 1/2: (log(1 + e^-0.5) + log 2) / 2 = (0.474077 + 0.693147) / 2
+    here, elsewhere = torch.tensor([1.0, -1.0], requires_grad=True), torch.tensor([0.0, -1.0], requires_grad=True)
+    loss = losses.other_weighting_loss(here, elsewhere, 0.5)
+    assert loss.item() == pytest.approx(0.583612, abs=1e-6)
+    loss.backward()
+    assert torch.equal(here.grad, -elsewhere.grad) and (here.grad < 0).all()

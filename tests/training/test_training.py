@@ -13,11 +13,12 @@ from tiny_models import DOCUMENTS, make_policy, write_model
 
 from clp_lightning import weightings
 from clp_lightning.config.methods import Backbones, Dirichlet, Fixed, Mixture, SmoothedVertices, Vertices
-from clp_lightning.config.parameters import Training
+from clp_lightning.config.training import MiEpo, OnlineDpo, Training
 from clp_lightning.errors import ClpError
 from clp_lightning.rewards.reward_set import RewardSet
 from clp_lightning.training import baselines
 from clp_lightning.training.clp import ClpModule, draw_weightings, reward_weights
+from clp_lightning.training.method_losses import build_loss
 from clp_lightning.training.trainer import fit
 
 SETTINGS = {
@@ -36,12 +37,15 @@ def rewards(documents, responses):
     return np.array([[len(set(text)), -len(text)] for text in responses], dtype=np.float64) / 4
 
 
-def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None, q=None, relabel=False, **changes):
+def train(
+    base, folder, policy=None, *, every=100, callbacks=(), reward_set=None, q=None, relabel=False, loss=None, **changes
+):
     settings = Training.model_validate(SETTINGS | changes)
     policy = policy or make_policy(base, takes_alpha=settings.alpha_high is not None)
     documents = [f"{text} {n}" for n in range(4) for text in DOCUMENTS]
     q = q or Dirichlet(kind="dirichlet", concentration=1.0)
-    module = ClpModule(policy, settings, q, documents, reward_set or rewards, seed=0, relabel=relabel)
+    loss = None if loss is None else build_loss(loss, folder)
+    module = ClpModule(policy, settings, q, documents, reward_set or rewards, seed=0, relabel=relabel, loss=loss)
     fit(
         module, checkpoints=folder, every=every, gradient_clip=settings.gradient_clip, devices=settings.devices,
         callbacks=callbacks,
@@ -60,6 +64,13 @@ def train(base, folder, policy=None, *, every=100, callbacks=(), reward_set=None
         {"kl": "exact", "relabel": True, "samples_per_prompt": 4},
         {"advantages": "objective", "kl": "loss"},
         {"advantages": "none"},
+        {"advantages": "gdpo"},
+        {"advantages": "gdpo", "kl": "exact"},
+        {"advantages": "rvpo", "rvpo_sharpness": 2.0},
+        {"risk": {"kind": "cvar", "tau": 0.5}},
+        {"risk": {"kind": "cvar", "tau": 0.5}, "relabel": True, "samples_per_prompt": 4},
+        {"loss": OnlineDpo(kind="online_dpo")},
+        {"loss": MiEpo(kind="mi_epo"), "accumulate": 2},
         {"alpha_high": 1.0},
         {"accumulate": 2},
         {"alpha_start": 1.0},

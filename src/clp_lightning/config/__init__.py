@@ -1,4 +1,4 @@
-"""What params.yaml says: read, checked key by key, frozen; where models and encoders come from by name.
+"""What params.yaml says: read, checked key by key, frozen.
 
 May import: the root modules.
 """

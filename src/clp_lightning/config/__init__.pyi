@@ -3,6 +3,5 @@ from .methods import REFERENCE as REFERENCE
 from .methods import Method as Method
 from .parameters import Config as Config
 from .parameters import load_config as load_config
-from .sources import resolve as resolve
 
-__all__ = ["REFERENCE", "Config", "Derived", "Method", "load_config", "resolve"]
+__all__ = ["REFERENCE", "Config", "Derived", "Method", "load_config"]

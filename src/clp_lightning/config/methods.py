@@ -8,7 +8,18 @@ from pydantic import Field, model_validator
 
 from clp_lightning import weightings as simplex
 from clp_lightning.config.derived import BestOf, BoneSoups, Derived, LogitMixing, Merged
-from clp_lightning.config.types import Positive, Rate, Section, Share
+from clp_lightning.config.training import (
+    CustomLoss,
+    Loss,
+    MiEpo,
+    OfMethod,
+    OwnTraining,
+    Training,
+    check_advantages,
+    check_annealing,
+    check_preferences,
+)
+from clp_lightning.config.types import Section, Share
 from clp_lightning.errors import UsageError, plural
 
 REFERENCE = "reference"
@@ -96,24 +107,8 @@ class Listed(Section):
 Distribution = Dirichlet | Mixture | Vertices | SmoothedVertices | Backbones | Fixed | Listed
 
 
-# where the KL penalty enters: sampled, in the return; sampled per token, in the loss; or over all tokens, in both
-KlEstimate = Literal["reward", "loss", "exact"]
-
-
 # what a conditioned layer has: an expert per objective, or one update with w in a core (PARM) or as singular values (Panacea)
 Parameterization = Literal["experts", "bilinear", "singular"]
-
-
-class OwnTraining(Section):
-    """What a method's training does otherwise than the section `training` says; null: as it says."""
-
-    steps: Positive | None = None
-    prompts_per_step: Positive | None = None
-    samples_per_prompt: Positive | None = None
-    learning_rate: Rate | None = None
-    gradient_clip: Annotated[float, Field(gt=0)] | None = None
-    kl: KlEstimate | None = None
-    alpha_start: Share | None = None
 
 
 class Method(Section):
@@ -127,6 +122,8 @@ class Method(Section):
     weightings: Annotated[Distribution, Field(discriminator="kind")]
     # whether a prompt's responses are drawn at every rotation of its weighting, and each is learned from at all of them
     relabel: bool = False
+    # what a step minimizes; null: REINFORCE with a baseline, on (1 - alpha) w.R - alpha KL
+    loss: Annotated[Loss, Field(discriminator="kind")] | None = None
     training: OwnTraining = Field(default_factory=OwnTraining)  # instead of the section's
 
     @model_validator(mode="after")
@@ -141,6 +138,8 @@ class Method(Section):
             raise ValueError(
                 f"relabel: weightings.kind: {self.weightings.kind} has no policy at the rotations of a weighting; set it to false"
             )
+        if self.loss is not None:
+            self._check_loss(self.loss)
         return self
 
     @model_validator(mode="after")
@@ -162,6 +161,18 @@ class Method(Section):
                 "not; set it to experts"
             )
         return self
+
+    def _check_loss(self, loss: Loss) -> None:
+        for key in ("advantages", "rvpo_sharpness", "risk"):
+            if key in self.training.stated:
+                raise ValueError(f"training.{key}: loss.kind: {loss.kind} does not read it; leave one of them out")
+        if self.relabel and not isinstance(loss, CustomLoss):
+            raise ValueError(f"relabel: loss.kind: {loss.kind} compares responses of one policy; set it to false")
+        if isinstance(loss, MiEpo) and isinstance(self.weightings, Fixed | Listed):
+            raise ValueError(
+                f"loss.kind: mi_epo compares weightings, and weightings.kind: {self.weightings.kind} has no policy at others; "
+                "use online_dpo"
+            )
 
     def listed(self, objectives: Sequence[str]) -> np.ndarray | None:
         """Return the weightings [M, K] that have a model each, or None where there is an expert per objective."""
@@ -229,3 +240,13 @@ def check_methods(
                     f"derived.{name}.of: bone_soups needs a method with weightings.kind: backbones; {row.of} has "
                     f"{source.weightings.kind}"
                 )
+
+
+def check_training(name: str, row: Method, section: Training, objectives: int) -> None:
+    """Raise `ValueError`, beginning with the key's path, when a row and the section `training` contradict each other."""
+    of = OfMethod(name, row.training, section, objectives)
+    if row.loss is None:
+        check_advantages(of, relabel=row.relabel)
+    elif not isinstance(row.loss, CustomLoss):
+        check_preferences(of, row.loss)
+    check_annealing(f"methods.{name}.training", section, row.training.alpha_start)

@@ -23,12 +23,12 @@ from clp_lightning.config.data import (
     Table,
 )
 from clp_lightning.config.derived import Derived, KlStrength
-from clp_lightning.config.methods import REFERENCE, KlEstimate, Method, check_methods
+from clp_lightning.config.methods import REFERENCE, Method, check_methods, check_training
 from clp_lightning.config.rewards import Rewards
-from clp_lightning.config.types import Name, Positive, Rate, Section, Share, first_problem, yaml_problem
+from clp_lightning.config.training import Training, check_annealing
+from clp_lightning.config.types import Name, Positive, Rate, Section, first_problem, yaml_problem
 from clp_lightning.errors import UsageError
 from clp_lightning.files import utf8
-from clp_lightning.weightings import rotations_of_samples
 
 TEMPLATE = r"\{document\}"
 
@@ -46,27 +46,6 @@ class Normalization(Section):
     """How many reference samples measure each reward's mean and deviation."""
 
     prompts: Positive
-
-
-class Training(Section):
-    """The budget and the objective, the same for every method."""
-
-    seed: Annotated[int, Field(ge=0)]  # of the experts and of all sampling; runs that differ in it only are comparable
-    steps: Positive
-    accumulate: Positive  # micro-batches per optimizer step
-    devices: Positive  # processes, each with a micro-batch of its own
-    prompts_per_step: Positive  # of a micro-batch, each with a weighting of its own
-    samples_per_prompt: Positive
-    learning_rate: Rate
-    rank: Positive | Literal["full"]  # of a low-rank expert, or experts with all parameters of their layers
-    alpha: Share  # KL strength
-    alpha_start: Share | None  # if given, alpha falls from here, geometrically, over the first 70 % of the steps
-    alpha_high: Share | None  # if given, alpha is drawn from [alpha, alpha_high], and the policy is conditioned on it
-    kl: KlEstimate
-    baseline: Literal["leave_one_out", "regression", "value"]
-    advantages: Literal["batch", "objective", "none"]  # what they are normalized over
-    gradient_clip: Annotated[float, Field(gt=0)]
-    checkpoint_every: Positive
 
 
 class Evaluation(Section):
@@ -155,46 +134,16 @@ class Config(Section):
             raise ValueError(
                 "generation.chat_template_kwargs: only a chat template reads them; set generation.chat to true, or them to {}"
             )
-        training = self.training
-        if training.advantages == "objective" and training.baseline != "leave_one_out":
-            raise ValueError(
-                "training.baseline: advantages per objective need leave_one_out; choose it, or other advantages"
-            )
         for name, row in self.methods.items():
-            self._check_samples(name, row)
-            self._check_annealing(f"methods.{name}.training", row.training.alpha_start)
+            check_training(name, row, self.training, len(self.objectives))
+        training = self.training
         if training.alpha_high is not None and training.alpha_high <= training.alpha:
             raise ValueError(
                 "training.alpha_high: must be larger than training.alpha; null trains at that one KL strength"
             )
-        self._check_annealing("training", training.alpha_start)
+        check_annealing("training", training, training.alpha_start)
         self._check_kl_strengths()
         return self
-
-    def _check_annealing(self, section: str, start: float | None) -> None:
-        if start is None:
-            return
-        if not 0 < self.training.alpha < start:
-            raise ValueError(
-                f"{section}.alpha_start: must be larger than training.alpha, and that larger than 0; null keeps alpha constant"
-            )
-        if self.training.alpha_high is not None:
-            raise ValueError(
-                f"{section}.alpha_start: a policy conditioned on alpha has no single one to start from; use null"
-            )
-
-    def _check_samples(self, name: str, row: Method) -> None:
-        samples, own = self.budget(name).samples_per_prompt, row.training.samples_per_prompt is not None
-        where = f"methods.{name}.training.samples_per_prompt" if own else "training.samples_per_prompt"
-        if samples < 2 and self.training.baseline == "leave_one_out":
-            raise ValueError(f"{where}: leave-one-out needs another sample; set it to 2 or more")
-        if row.relabel and self.training.baseline != "leave_one_out":
-            raise ValueError(f"training.baseline: methods.{name}.relabel needs leave_one_out; choose it")
-        if row.relabel and len(self.objectives) > 1 and rotations_of_samples(len(self.objectives), samples) == 1:
-            raise ValueError(
-                f"{where}: methods.{name}.relabel divides them among rotations of a weighting, two or more each, which {samples} "
-                f"cannot be; set it to {2 * len(self.objectives)}"
-            )
 
     def _check_kl_strengths(self) -> None:
         lowest, highest = self.training.alpha, self.training.alpha_high
@@ -234,8 +183,7 @@ class Config(Section):
 
     def budget(self, method: str) -> Training:
         """Return the section `training` with what the method's row says instead."""
-        own = self.methods[method].training.model_dump(exclude_none=True)
-        return self.training.model_copy(update=own) if own else self.training
+        return self.methods[method].training.instead_of(self.training)
 
     @property
     def objectives(self) -> tuple[str, ...]:

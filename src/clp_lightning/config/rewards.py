@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import regex
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
-from clp_lightning.config.types import Name, Positive, Section, Share
+from clp_lightning.config.types import FunctionName, Name, Positive, Section, Share
 
 MONITORS = ("rouge_l", "coverage", "kl", "length", "distinct_2")  # columns beside the rewards' in every report
 MAX_TOKENS = 64  # of document and response together: the median document has 30, a response rarely 20
@@ -33,12 +33,6 @@ def _pattern(value: str) -> str:
         regex.compile(value)
     except regex.error as error:
         raise ValueError(f"not a regular expression: {error}; correct the pattern {value!r}") from None
-    return value
-
-
-def _function(value: str) -> str:
-    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
-        raise ValueError(f"must be module:function, as in scoring:politeness, but found {value!r}")
     return value
 
 
@@ -157,7 +151,7 @@ class PythonReward(StoredSection):
     """A reward that is a Python function of the project."""
 
     kind: Literal["python"]
-    function: Annotated[str, AfterValidator(_function)]
+    function: FunctionName
     batch_size: Positive | None = None  # null: all at once
 
 

@@ -3,9 +3,10 @@
 pydantic's and YAML's complaints become one line that names the key and what to do.
 """
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml.error import YAMLError
 
 NAME = r"^[a-z][a-z0-9_+-]*$"  # the pattern of objectives and methods, which has an explanation of its own
@@ -13,6 +14,15 @@ Name = Annotated[str, Field(pattern=NAME)]
 Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _function(value: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+        raise ValueError(f"must be module:function, as in scoring:politeness, but found {value!r}")
+    return value
+
+
+FunctionName = Annotated[str, AfterValidator(_function)]  # of the project, or of an installed module
 
 
 class Section(BaseModel):

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clp_lightning.config.methods import Backbones, Dirichlet, Method, SmoothedVertices, Vertices
-from clp_lightning.config.parameters import Generation, Training
+from clp_lightning.config.parameters import Generation
+from clp_lightning.config.training import MiEpo, OnlineDpo, OwnTraining, Training
 from clp_lightning.oracle.exact import Array, Problem
 from clp_lightning.policy.rollout import Prefix, Prompts, Responses, Scores, draw
 from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.steering.experts import Experts
 from clp_lightning.steering.mixing import bone_soups
 from clp_lightning.training.clp import ClpModule
+from clp_lightning.training.method_losses import build_loss
 from clp_lightning.training.trainer import fit
 
 LETTERS = "abcdefgh"  # the tokens of a response, and the prompts
@@ -36,8 +38,9 @@ RANK = 2 * HIDDEN  # of what is low-rank by definition: each term of `bilinear` 
 DIRICHLET = Dirichlet(kind="dirichlet", concentration=1.0)
 SMOOTHED = SmoothedVertices(kind="smoothed_vertices", concentration=1.0)
 BACKBONES = Backbones(kind="backbones", beta=0.7)
+FULL = Method(conditioning="full", shared=False, prompted=False, weightings=DIRICHLET)
 METHODS = {
-    "clp-full": Method(conditioning="full", shared=False, prompted=False, weightings=DIRICHLET),
+    "clp-full": FULL,
     "clp-attn": Method(conditioning="attention", shared=True, prompted=False, weightings=DIRICHLET),
     "clp-logit": Method(conditioning="logits", shared=True, prompted=False, weightings=DIRICHLET),
     "clp-prompt": Method(conditioning="none", shared=True, prompted=True, weightings=DIRICHLET),
@@ -50,10 +53,14 @@ METHODS = {
     "singular": Method(
         conditioning="full", parameterization="singular", shared=False, prompted=False, weightings=DIRICHLET
     ),
+    "mo-odpo": FULL.model_copy(update={"loss": OnlineDpo(kind="online_dpo")}),
+    "mi-epo": FULL.model_copy(update={"loss": MiEpo(kind="mi_epo")}),
+    "gdpo": FULL.model_copy(update={"training": OwnTraining(advantages="gdpo")}),
 }
 # The order in which they start: two processes then end at about the same time. The first five run unless others are named.
 QUEUE = (
-    "clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit", "smoothed-soups", "bone-soups", "bilinear", "singular",
+    "clp-prompt", "rewarded-soups", "clp-attn", "clp-full", "clp-logit",
+    "smoothed-soups", "bone-soups", "bilinear", "singular", "mo-odpo", "mi-epo", "gdpo",
 )  # fmt: skip
 DEFAULT = QUEUE[:5]
 
@@ -120,8 +127,9 @@ class Testbed:
         )
         policy.table = self.ref_token_log_probs
         module = ClpModule(
-            policy, training, method.weightings, list(LETTERS), self.reward, self.seed, relabel=method.relabel
-        )
+            policy, method.training.instead_of(training), method.weightings, list(LETTERS), self.reward, self.seed,
+            relabel=method.relabel, loss=build_loss(method.loss, Path(".")),
+        )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             fit(module, checkpoints=Path(folder), every=training.checkpoint_every,
                 gradient_clip=training.gradient_clip, **options)  # fmt: skip

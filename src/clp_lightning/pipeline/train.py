@@ -14,12 +14,14 @@ from clp_lightning.policy.steerable import SteerablePolicy
 from clp_lightning.rewards.reward_set import RewardSet
 from clp_lightning.steering.experts import Experts
 from clp_lightning.training.clp import ClpModule
+from clp_lightning.training.method_losses import build_loss
 from clp_lightning.training.trainer import fit
 
 
 def train(config: Config, method: str) -> None:
     """Train one method of the table."""
     row, budget = _row(config, method), config.budget(method)
+    loss = build_loss(row.loss, Path("."))  # first: a function of the project's may not be there
     listed = row.listed(config.objectives)
     model, tokenizer = load_base(paths.REFERENCE, **placement(config.compute), quantization=config.compute.quantization)
     experts = Experts(
@@ -45,7 +47,7 @@ def train(config: Config, method: str) -> None:
     rows = read_split(paths.CORPUS, "train")
     rewards = RewardSet.from_config(config, Path("."), paths.NORMALIZATION, references(rows))
     documents = rows["document"].tolist()
-    module = ClpModule(policy, budget, row.weightings, documents, rewards, budget.seed, relabel=row.relabel)
+    module = ClpModule(policy, budget, row.weightings, documents, rewards, budget.seed, relabel=row.relabel, loss=loss)
     trained = [paths.MODELS / name for name in config.reward_models]
     inputs = (paths.CORPUS, paths.NORMALIZATION, paths.REFERENCE, *trained, config.compute, config.layers)
     checkpoints = paths.checkpoints(f"train-{method}", budget, row, config.generation, *inputs)

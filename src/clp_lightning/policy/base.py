@@ -20,9 +20,9 @@ from transformers import (
 )
 
 from clp_lightning.config.data import Layers, Pretrained, RandomModel
-from clp_lightning.config.sources import resolve
 from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic
+from clp_lightning.paths import resolve
 from clp_lightning.policy.probe import probe
 
 HUB = ", or set HF_HUB_OFFLINE=0 to fetch one from the hub"

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from clp_lightning.config.data import Pretrained
 from clp_lightning.config.parameters import Config, load_config
+from clp_lightning.config.training import CustomLoss
 from clp_lightning.errors import ClpError, make, plural
 from clp_lightning.files import read_json
 
@@ -40,6 +41,7 @@ def examine(params: Path) -> Iterator[Finding]:
         config = load_config(params)
         yield Finding("parameters", "ok", f"{params}: {', '.join(config.objectives)}; {', '.join(config.compared)}")
         checks |= {"assets": functools.partial(_assets, config, params.parent), "models": _models, "store": _store}
+        checks |= {"losses": functools.partial(_losses, config, params.parent)} if _own_losses(config) else {}
     except ClpError as error:
         yield Finding("parameters", "problem", str(error), "correct the file, or run in a project folder")
     for name, check in checks.items():
@@ -134,7 +136,7 @@ def _port(port: int) -> Finding:
 
 
 def _assets(config: Config, root: Path) -> Finding:
-    from clp_lightning.config.sources import resolve
+    from clp_lightning.paths import resolve
 
     wanted = [config.encoder, *(model.encoder for model in config.reward_models.values())]
     wanted += [config.base.model] if isinstance(config.base, Pretrained) else []
@@ -145,6 +147,22 @@ def _assets(config: Config, root: Path) -> Finding:
             found, _, remedy = str(error).rpartition("; ")
             return Finding("assets", "problem", found, remedy)
     return Finding("assets", "ok", ", ".join(dict.fromkeys(wanted)))
+
+
+def _own_losses(config: Config) -> dict[str, CustomLoss]:
+    return {name: row.loss for name, row in config.methods.items() if isinstance(row.loss, CustomLoss)}
+
+
+def _losses(config: Config, root: Path) -> Finding:
+    from clp_lightning.training.method_losses import build_loss
+
+    own = _own_losses(config)
+    for name, loss in own.items():
+        try:
+            build_loss(loss, root)
+        except ClpError as error:
+            raise ClpError(f"methods.{name}: {error}") from error
+    return Finding("losses", "ok", ", ".join(loss.function for loss in own.values()))
 
 
 def _models() -> Finding:

@@ -8,6 +8,8 @@ from ruamel.yaml import YAML
 
 from clp_lightning.config.data import Corruptions, Pretrained, Table
 from clp_lightning.config.parameters import Config
+from clp_lightning.config.rewards import PythonReward
+from clp_lightning.config.training import CustomLoss
 from clp_lightning.files import atomic
 
 SCORING = ("normalization", "train", "evaluate", "evaluate_derived", "evaluate_reference")
@@ -74,6 +76,11 @@ def _inputs(stage: str, config: Config, folder: Path) -> list[str]:
     elif stage in SCORING:
         learned = [f"models/{name}" for name in config.reward_models]
         own = [_file_of(reward) for reward in config.rewards.values()]
+        own += [
+            _module(row.loss)
+            for row in config.methods.values()
+            if stage == "train" and isinstance(row.loss, CustomLoss)
+        ]
         return learned + _there(own, folder, learned)
     return _there(own, folder, [])
 
@@ -81,8 +88,12 @@ def _inputs(stage: str, config: Config, folder: Path) -> list[str]:
 def _file_of(reward: Any) -> str | None:
     """Return the file or folder of the project that a reward reads, if it reads one."""
     if reward.kind == "python":
-        return reward.function.split(":")[0].replace(".", "/") + ".py"
+        return _module(reward)
     return getattr(reward, "model", None) or getattr(reward, "encoder", None)
+
+
+def _module(section: PythonReward | CustomLoss) -> str:
+    return section.function.split(":")[0].replace(".", "/") + ".py"
 
 
 def _there(own: Iterable[str | None], folder: Path, known: Sequence[str]) -> list[str]:

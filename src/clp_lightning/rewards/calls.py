@@ -26,13 +26,35 @@ BUSY = (408, 425, 429)  # what a server answers that may say otherwise a moment 
 Result = TypeVar("Result")
 
 
+def import_function(function: str, root: Path) -> Callable[..., Any]:
+    """Import `module:function`; the project folder comes first while its module is imported, and stays in the search path.
+
+    Raises `ClpError` for a module or function that is not there, and whatever the module raises.
+    """
+    module, name = function.split(":")
+    folder, before = str(root.resolve()), list(sys.path)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there and lacks another
+        raise ClpError(f"no module {module} in {folder} nor among the installed ones; correct function") from None
+    finally:
+        sys.path[:] = before if folder in before else [*before, folder]
+    found = getattr(loaded, name, None)
+    if not callable(found):
+        raise ClpError(f"{loaded.__file__ or module} has no function {name}; correct function")
+    return found
+
+
 class Function:
     """A function (documents, responses) -> a number for each, that also gets `references` if it has a parameter so named."""
 
     def __init__(self, section: PythonReward, root: Path) -> None:
-        module, name = section.function.split(":")
-        self.function, self.batch_size = _imported(module, name, root), section.batch_size
-        self.source = getattr(sys.modules[module], "__file__", None)
+        self.function, self.batch_size = import_function(section.function, root), section.batch_size
+        self.source = getattr(sys.modules[section.function.split(":")[0]], "__file__", None)
         self.needs_references = "references" in inspect.signature(self.function).parameters
 
     def __call__(
@@ -128,25 +150,6 @@ class Client:
         if not token:
             raise ClpError(f"the environment variable {name} is not set; put the server's token there")
         return {"Authorization": f"Bearer {token}"}
-
-
-def _imported(module: str, name: str, root: Path) -> Callable[..., Any]:
-    """Import a function; the project folder comes first while its module is imported, and stays in the search path."""
-    folder, before = str(root.resolve()), list(sys.path)
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there and lacks another
-        raise ClpError(f"no module {module} in {folder} nor among the installed ones; correct function") from None
-    finally:
-        sys.path[:] = before if folder in before else [*before, folder]
-    function = getattr(loaded, name, None)
-    if not callable(function):
-        raise ClpError(f"{loaded.__file__ or module} has no function {name}; correct function")
-    return function
 
 
 def _scores(count: int, answer: Any) -> list[float]:

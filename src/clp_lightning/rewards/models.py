@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from clp_lightning.config.rewards import MAX_TOKENS
-from clp_lightning.config.sources import resolve
 from clp_lightning.data.transcripts import Conversation, to_messages
 from clp_lightning.errors import ClpError, one_line
+from clp_lightning.paths import resolve
 
 LONGEST = 512  # tokens, where a tokenizer does not know its limit
 MOST_LABELS = 8  # that a message names

@@ -12,23 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clp_lightning import weightings as simplex
 from clp_lightning.config.methods import Dirichlet, Distribution, Fixed, Listed, MixedVertices, Mixture, Vertices
-from clp_lightning.config.parameters import Training
+from clp_lightning.config.training import Training
 from clp_lightning.policy.steerable import SteerablePolicy
-from clp_lightning.training.baselines import Group, build_baseline
-from clp_lightning.training.losses import (
-    balanced_ratios,
-    kl_penalty,
-    leave_one_out_advantages,
-    policy_gradient_loss,
-    regularized_return,
-    sequence_kl,
-    token_kl,
-)
-from clp_lightning.training.policy_module import PolicyModule
+from clp_lightning.training.baselines import Group
+from clp_lightning.training.losses import balanced_ratios, sequence_kl, token_kl
+from clp_lightning.training.method_losses import Batch, ReinforceLoss
+from clp_lightning.training.sft import PolicyModule
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # documents, responses -> normalized [B, K]
 ANNEALED_SHARE = 0.7  # of the steps, over which alpha falls from `alpha_start`
@@ -84,7 +77,7 @@ class Drawn(NamedTuple):
 
 
 class ClpModule(PolicyModule):
-    """CLP: one policy for every weighting (arXiv 2407.15762), by REINFORCE with a baseline.
+    """CLP: one policy for every weighting (arXiv 2407.15762), by REINFORCE with a baseline or another `loss` of a step's batch.
 
     `rewards(documents, responses)` returns normalized rewards [B, K]. The KL strength is `config.alpha`, or with
     `config.alpha_high` drawn from between them per group; the policy is then conditioned on it.
@@ -100,6 +93,7 @@ class ClpModule(PolicyModule):
         seed: int,
         *,
         relabel: bool = False,
+        loss: nn.Module | None = None,
     ) -> None:
         super().__init__(policy, learning_rate=config.learning_rate, steps=config.steps, accumulate=config.accumulate)
         self.config, self.distribution, self.documents = config, distribution, documents
@@ -110,7 +104,7 @@ class ClpModule(PolicyModule):
         )
         assert policy.experts is not None
         hidden = policy.model.config.hidden_size
-        self.baseline = build_baseline(config.baseline, hidden=hidden, coefficients=policy.experts.count)
+        self.method_loss = loss or ReinforceLoss(config, hidden=hidden, coefficients=policy.experts.count)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One on-policy gradient step; the lines follow the algorithm."""
@@ -149,7 +143,7 @@ class ClpModule(PolicyModule):
         log_probs = scored.log_probs
         ratios = balanced_ratios(log_probs.detach(), drawn.mask, parts)
 
-        # (1 - alpha) w . R - alpha KL, against the baseline
+        # the loss: (1 - alpha) w . R - alpha KL against a baseline, or what the method minimizes instead
         scalarizing = reward_weights(self.distribution, weightings)
         w, alpha = (torch.as_tensor(np.repeat(x, samples, axis=0)).to(ids.device) for x in (scalarizing, alphas))
         if self.config.kl == "exact":
@@ -158,14 +152,22 @@ class ClpModule(PolicyModule):
         else:
             kl = sequence_kl(log_probs.detach(), drawn.ref_log_probs, drawn.mask)
         group = Group(coefficients, drawn.states, ratios.to(w) if self.relabel else None, parts)
-        advantages, baseline_loss = self._advantages(drawn.rewards.to(w), kl.detach(), w, alpha, group)
-        advantages = ratios * advantages
-        scale = self._scale(advantages)
-        loss = policy_gradient_loss(log_probs, (advantages / scale).float(), drawn.mask) + baseline_loss
-        if self.config.kl == "loss":
-            loss = loss + kl_penalty(log_probs, drawn.ref_log_probs, drawn.mask, ratios * alpha / scale)
-        elif self.config.kl == "exact":  # the advantages hold what a token does to later states' KL
-            loss = loss + (ratios * alpha / scale * kl).mean()
+        elsewhere = partial(self._score_elsewhere, batch_idx, documents, alphas, drawn)
+        loss = self.method_loss(
+            Batch(
+                rewards=drawn.rewards.to(w),
+                weightings=w,
+                alphas=alpha,
+                log_probs=log_probs,
+                ref_log_probs=drawn.ref_log_probs,
+                mask=drawn.mask,
+                kl=kl,
+                group=group,
+                ratios=ratios,
+                log_probs_elsewhere=elsewhere,
+                strategy=self.trainer.strategy,
+            )
+        )
 
         self.generated_tokens += int(self.trainer.strategy.reduce(mask.sum().float(), reduce_op="sum"))
         named = {f"reward_{name}": float(rewards[:, k].mean()) for k, name in enumerate(self.policy.objectives)}
@@ -196,6 +198,15 @@ class ClpModule(PolicyModule):
         """Return the experts' coefficients of policies at weightings [G, K] and KL strengths [G]."""
         return self.policy.coefficients(weightings, len(weightings), alphas if self.policy.takes_alpha else None)
 
+    def _score_elsewhere(self, batch_idx: int, documents: list[str], alphas: np.ndarray, drawn: Drawn) -> Tensor:
+        """Return log-probabilities [B, T] of a step's responses at other weightings, which are drawn from Q like the first."""
+        world, rank, groups = self.trainer.world_size, self.trainer.global_rank, len(documents)
+        rng = np.random.default_rng([self.seed, self.global_step, batch_idx % self.config.accumulate, 1])
+        others = draw_weightings(self.distribution, rng, groups * world, self.policy.objectives)
+        coefficients = self._coefficients(others[rank * groups : (rank + 1) * groups], alphas)
+        prompts, samples = self.policy.tokenize(documents, coefficients), len(drawn.ids) // groups
+        return self.policy.score_fully(prompts, drawn.ids, drawn.mask, coefficients, samples=samples).log_probs
+
     def _draw(self, batch_idx: int) -> tuple[list[str], np.ndarray, np.ndarray, Tensor]:
         """Return this step's documents [G], weightings [G, K], alphas [G] and random numbers [B, T].
 
@@ -221,36 +232,6 @@ class ClpModule(PolicyModule):
         part_rows = slice(part.start * samples, part.stop * samples)
         documents = [self.documents[row] for row in chosen[part]]
         return documents, weightings[part], alphas[part], uniform[part_rows].to(self.device)
-
-    def _advantages(
-        self, rewards: Tensor, kl: Tensor, weightings: Tensor, alphas: Tensor, group: Group
-    ) -> tuple[Tensor, Tensor]:
-        """Return advantages [B] of the regularized return and the baseline's own loss; rewards are [B, K], alphas [B]."""
-        penalty = torch.zeros_like(kl) if self.config.kl == "loss" else kl
-        if self.config.advantages == "objective":  # each objective's advantages at the same scale, then weighted
-            centered = partial(
-                leave_one_out_advantages,
-                samples=self.config.samples_per_prompt,
-                ratios=group.ratios,
-                policies=group.policies,
-            )
-            each = torch.stack([centered(column) for column in rewards.T], dim=1)
-            scalarized = (weightings * each / self._scale(each)).sum(-1)
-            penalty = centered(penalty)
-            advantages = regularized_return(scalarized, penalty, alphas)
-            return advantages, kl.new_zeros(())
-        returns = regularized_return((weightings * rewards).sum(-1), penalty, alphas)
-        return self.baseline(returns, group)
-
-    def _scale(self, advantages: Tensor) -> Tensor:
-        """Root mean square over the rows of all processes; 1 if advantages are not normalized, or 0 but for rounding."""
-        if self.config.advantages == "none":
-            return advantages.new_ones(())
-        square = advantages.square().mean(0)
-        root = self.trainer.strategy.reduce(square, reduce_op="mean").sqrt()
-        return torch.where(
-            root < 1e-6, torch.ones_like(root), root
-        )  # rounding errors blown up would be steps at random
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Costs are counted over all sessions of a run."""

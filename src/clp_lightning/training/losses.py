@@ -1,4 +1,4 @@
-"""KL estimates, advantages and the policy-gradient loss: pure functions of tensors.
+"""KL estimates, advantages, and the losses of returns and of pairs: pure functions of tensors.
 
 Shapes: G groups (one prompt, one weighting), S samples of each, B = G * S rows in group order, T response tokens.
 `response_mask` [B, T] is True where a token counts.
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 LEAST = 1e-3  # added to the weights of a mean, so that there is one where no response is likely
+EPSILON = 1e-4  # added to standard deviations that are divided by, as TRL does
 
 
 def sequence_kl(log_probs: Tensor, ref_log_probs: Tensor, response_mask: Tensor) -> Tensor:
@@ -80,3 +81,84 @@ def balanced_ratios(log_probs: Tensor, response_mask: Tensor, policies: int) -> 
     """
     of_responses = (log_probs * response_mask).sum(-1).view(policies, -1)
     return policies * of_responses.softmax(0).flatten().detach()
+
+
+def group_z_scores(rewards: Tensor, samples: int) -> Tensor:
+    """Return each reward less its group's mean over its group's deviation, [B, K]; NaN where the reward [B, K] is NaN.
+
+    The first half of GDPO (arXiv 2601.05242): deviations are of samples (S - 1), NaN counts in neither.
+    """
+    grouped = rewards.view(-1, samples, rewards.shape[1])
+    return ((grouped - grouped.nanmean(1, keepdim=True)) / (_deviation(grouped, 1) + EPSILON)).view_as(rewards)
+
+
+def weighted_sum(scores: Tensor, weightings: Tensor) -> Tensor:
+    """Return `sum_i w_i Z_i` [B] of the objectives that have a score [B, K]; NaN where none has (GDPO, arXiv 2601.05242)."""
+    none = scores.isnan().all(-1)
+    return (weightings * scores).nansum(-1).masked_fill(none, torch.nan)
+
+
+def soft_minimum(scores: Tensor, weightings: Tensor, sharpness: float) -> Tensor:
+    """Return `-(1/k) log sum_i w_i exp(-k Z_i)` [B] of scores [B, K]: w.Z for small k > 0, the least Z_i with w_i > 0 for large.
+
+    RVPO (arXiv 2605.05750) where all w_i are equal; with others its mean is weighted, so that the policy can be steered.
+    """
+    return -(weightings.log() - sharpness * scores).logsumexp(-1) / sharpness
+
+
+def whitened(scores: Tensor, everyone: Tensor) -> Tensor:
+    """Return scores [B] less the mean of `everyone` over its deviation; 0 for NaN. The second half of GDPO (arXiv 2601.05242).
+
+    `everyone` are the scores of all processes, [B * processes]; with one process the same.
+    """
+    return ((scores - everyone.nanmean()) / (_deviation(everyone, 0) + EPSILON)).nan_to_num(0.0)
+
+
+def _deviation(values: Tensor, dim: int) -> Tensor:
+    """Return standard deviations of samples along `dim`, which is kept; NaN counts nowhere."""
+    squares = (values - values.nanmean(dim, keepdim=True)).square().nansum(dim, keepdim=True)
+    return (squares / ((~values.isnan()).sum(dim, keepdim=True) - 1)).sqrt()
+
+
+def cvar_utilities(returns: Tensor, samples: int, tau: float, ratios: Tensor | None = None) -> Tensor:
+    """Return `b - max(b - R, 0) / tau` of returns [B], whose mean over a group is its CVaR: the mean of the worst tau share.
+
+    The optimized certainty equivalent `max_b b + E u(R - b)` with `u(t) = -max(-t, 0) / tau`, tau in (0, 1] (arXiv 2403.06323).
+    b is fitted on each group's own S responses (one prompt, one weighting), of which the best b is the tau-quantile; with
+    importance weights `ratios` [B] the weighted one. tau = 1 returns R. A b from the responses that it is used on makes the
+    gradient biased for few of them.
+    """
+    grouped = returns.view(-1, samples)
+    weights = torch.ones_like(grouped) if ratios is None else ratios.to(returns).view_as(grouped)
+    ordered, order = grouped.sort(1)
+    share = weights.gather(1, order).cumsum(1) / weights.sum(1, keepdim=True)
+    place = (share < tau).sum(1, keepdim=True).clamp(max=samples - 1)  # the first by which the share is reached
+    b = ordered.gather(1, place)
+    return (b - (b - grouped).clamp(min=0) / tau).reshape(-1)
+
+
+def pair_loss(log_ratios: Tensor, scalarized_reward: Tensor, samples: int, beta: float) -> Tensor:
+    """Return `mean_g -log sigmoid(beta (dlr(y+) - dlr(y-)))` for each group's best y+ and worst y- by `scalarized_reward`.
+
+    `log_ratios` [B] are dlr(y) = log pi(y) - log pi_ref(y), differentiable; S >= 2. A group whose rewards are all equal has
+    weight 0 and counts in the mean; of several best, or worst, the first is taken. Online DPO (arXiv 2402.04792) at each
+    weighting is MO-ODPO (arXiv 2503.00295).
+
+    For preferences drawn with probability sigmoid(w.R(y+) - w.R(y-)), beta = alpha / (1 - alpha) would have the optimum of
+    (1 - alpha) w.R - alpha KL. Here the better response always wins, however little better it is, so there is no such
+    optimum: beta says at which margin, some 1 / beta nats, a pair teaches little more.
+    """
+    grouped, ratios = scalarized_reward.view(-1, samples), log_ratios.view(-1, samples)
+    best, worst = grouped.argmax(1, keepdim=True), grouped.argmin(1, keepdim=True)
+    margins = ratios.gather(1, best) - ratios.gather(1, worst)
+    decided = grouped.gather(1, best) > grouped.gather(1, worst)
+    return -(functional.logsigmoid(beta * margins) * decided).mean()
+
+
+def other_weighting_loss(log_ratios: Tensor, elsewhere: Tensor, beta: float) -> Tensor:
+    """Return `mean_b -log sigmoid(beta (dlr(y|w+) - dlr(y|w-)))`, [] : a response is likelier at the w+ that it was drawn at.
+
+    `log_ratios` [B] are at w+, `elsewhere` [B] those of the same responses at another weighting w-; both are differentiable.
+    MI-EPO's second term (arXiv 2607.01392). Where w- is w+ it is log 2, without a gradient.
+    """
+    return -functional.logsigmoid(beta * (log_ratios - elsewhere)).mean()

@@ -16,11 +16,11 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from clp_lightning.config.data import RewardModel
-from clp_lightning.config.sources import resolve
 from clp_lightning.data.pairs import UNSEEN_KINDS
 from clp_lightning.data.splits import read_split
 from clp_lightning.errors import ClpError, one_line
 from clp_lightning.files import atomic, write_curve
+from clp_lightning.paths import resolve
 from clp_lightning.policy.loading import chosen_device
 from clp_lightning.rewards.batches import Padding
 from clp_lightning.rewards.models import Learned, fitting, set_padding

@@ -1,4 +1,4 @@
-"""Supervised finetuning as a Lightning module; what it gives is the reference policy."""
+"""What every training of a policy shares, and supervised finetuning, which gives the reference policy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,32 @@ from torch import Tensor
 
 from clp_lightning.config.parameters import Sft
 from clp_lightning.policy.steerable import SteerablePolicy
-from clp_lightning.training.policy_module import PolicyModule
+from clp_lightning.training.trainer import StepModule
+
+WARMUP_STEPS = 3
+
+
+class PolicyModule(StepModule):
+    """The trainer of a policy: its only state is the experts, its optimizer AdamW with linear decay."""
+
+    policy: SteerablePolicy
+
+    def __init__(self, policy: SteerablePolicy, *, learning_rate: float, steps: int, accumulate: int = 1) -> None:
+        super().__init__(steps, accumulate=accumulate)
+        assert policy.experts is not None
+        self.experts = policy.experts.parameters_by_name  # registers the parameters to train, and nothing else
+        self.__dict__["policy"] = policy  # the frozen model is no part of a checkpoint
+        self.learning_rate = learning_rate
+
+    @property
+    def home(self) -> torch.device:
+        """Where the frozen base lies: Lightning may have left the experts elsewhere."""
+        return self.policy.model.device
+
+    def configure_optimizers(self) -> Any:
+        """AdamW without weight decay (it would pull the experts towards the reference)."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=0.0)
+        return self.linear_decay(optimizer, WARMUP_STEPS)
 
 
 class SftModule(PolicyModule):
