@@ -115,7 +115,7 @@ class Method(Section):
     """One row of the method table: what is conditioned on the weighting, and the distribution Q of weightings."""
 
     conditioning: Literal["full", "attention", "logits", "none"]  # the set S of layers with an expert per objective
-    parameterization: Parameterization = "experts"
+    parameterization: Parameterization | None = None  # null: experts
     # theta_rest: one more expert, the same for all weightings, on every other linear layer; or "everywhere", beside the K too
     shared: bool | Literal["everywhere"]
     prompted: bool  # whether the weighting is also written into the prompt
@@ -144,7 +144,7 @@ class Method(Section):
 
     @model_validator(mode="after")
     def _has_what_its_parameterization_needs(self) -> "Method":
-        kind = self.parameterization
+        kind = self.parameterization or "experts"
         if kind == "experts":
             return self
         if self.conditioning == "none":
@@ -201,7 +201,7 @@ def check_methods(
         if REFERENCE in table:
             raise ValueError(f"{key}.{REFERENCE}: this name is kept for the reference policy; choose another")
     for name, method in methods.items():
-        if problem := rank_problem(method.parameterization, rank):
+        if problem := rank_problem(method.parameterization or "experts", rank):
             raise ValueError(f"methods.{name}.parameterization: with training.rank {rank}: {problem}")
         listed = method.weightings.each if isinstance(method.weightings, Listed) else []
         listed = [method.weightings.weighting] if isinstance(method.weightings, Fixed) else listed
@@ -230,7 +230,7 @@ def check_methods(
                 or source.shared
                 or source.prompted
                 or isinstance(source.weightings, Listed)
-                or source.parameterization != "experts"
+                or source.parameterization not in (None, "experts")
             ):
                 raise ValueError(
                     f"derived.{name}.of: needs experts that stand alone, one per objective; {row.of} has none"

@@ -119,8 +119,8 @@ class Testbed:
         """Train one method with the trainer of the pipeline."""
         experts = Experts(
             model := self.model(), conditioning=method.conditioning, experts=len(self.objectives),
-            rank=training.rank if method.parameterization == "experts" else RANK,
-            shared=method.shared, parameterization=method.parameterization, seed=self.seed,
+            rank=RANK if method.parameterization else training.rank,
+            shared=method.shared, parameterization=method.parameterization or "experts", seed=self.seed,
         )  # fmt: skip
         policy = TabledPolicy(
             model, self.tokenizer, GENERATION, objectives=self.objectives, experts=experts, prompted=method.prompted

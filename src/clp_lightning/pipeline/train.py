@@ -30,7 +30,7 @@ def train(config: Config, method: str) -> None:
         experts=len(config.objectives) if listed is None else len(listed),
         rank=budget.rank,
         shared=row.shared,
-        parameterization=row.parameterization,
+        parameterization=row.parameterization or "experts",
         layers=config.layers,
         seed=budget.seed,
     )
