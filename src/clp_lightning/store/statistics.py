@@ -10,8 +10,8 @@ import pandas as pd
 from clp_lightning.frontier import metrics as frontier
 from clp_lightning.frontier.bootstrap import Bootstrap
 from clp_lightning.frontier.metrics import Array
-from clp_lightning.store.objective import on_objective
-from clp_lightning.store.reliability import on_reliability
+from clp_lightning.frontier.reliability import covariance_determinant, cvar, tradeoff_distance
+from clp_lightning.store.objective import at_weightings, on_objective
 from clp_lightning.store.resampling import Resampled, Setting, resample
 from clp_lightning.store.results import Sampled
 from clp_lightning.weightings import on_lattice
@@ -49,7 +49,7 @@ def on_rewards(
         metrics.append((method, "cardinality", None, frontier.nondominated(means[method][0]).sum(), None, None))
     for each in resampled:
         metrics += _steering(each, setting.objectives, bootstrap)
-    metrics += on_reliability(resampled, bootstrap)
+    metrics += _reliability(resampled, bootstrap)
     pairs = {(a, b): frontier.dominated_share(means[a], means[b]) for a, b in itertools.permutations(means, 2)}
     for (a, b), shares in pairs.items():
         metrics.append((a, "dominated_share", b, shares[0], *bootstrap.percentiles(shares)))
@@ -99,6 +99,31 @@ def _steering(found: Resampled, objectives: Sequence[str], bootstrap: Bootstrap)
         rows.append((found.method, "steerability", objective, tau, None, None))
         rows.append((found.method, "range", objective, reach[0], *bootstrap.interval(reach)))
         rows.append((found.method, "violations", objective, float(steps), None, None))
+    return rows
+
+
+def _reliability(resampled: Sequence[Resampled], bootstrap: Bootstrap) -> Rows:
+    """Return `cvar`, `reward_covariance` and `tradeoff_distance` of every method, as far as each has a meaning.
+
+    A policy that takes no weighting is measured at all that any method was given; where no method takes one there is neither
+    CVaR nor trade-off, and with one objective no trade-off.
+    """
+    placed = at_weightings(resampled)
+    values = {(each.method, "reward_covariance"): covariance_determinant(each.sampled.rewards) for each in resampled}
+    for method, found in placed.items():
+        utilities = (found.sampled.rewards * found.weightings[:, None]).sum(-1)  # type: ignore[index]
+        values[method, "cvar"] = cvar(utilities)
+    versions = bootstrap.averages(np.stack(list(values.values())))
+    rows: Rows = [
+        (method, name, None, each[0], *bootstrap.interval(each))
+        for (method, name), each in zip(values, versions, strict=True)
+    ]
+    everywhere = np.concatenate([each.means for each in resampled], axis=1)  # [R, all points, K]
+    if everywhere.shape[-1] > 1:
+        low, high = everywhere.min(1), everywhere.max(1)
+        for method, found in placed.items():
+            distance = tradeoff_distance(found.weightings, found.means, low, high)  # type: ignore[arg-type]
+            rows.append((method, "tradeoff_distance", None, distance[0], *bootstrap.interval(distance)))
     return rows
 
 
