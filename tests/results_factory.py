@@ -25,7 +25,8 @@ def config(**changes: object) -> Config:
     values["rewards"] = {
         "informativeness": values["rewards"]["informativeness"], "brevity": {"kind": "brevity", "min_words": 6}
     }  # fmt: skip
-    values["evaluation"] |= {"weightings": 5, "prompts": 24, "bootstrap_draws": 200}
+    values["training"]["alpha_start"] = None  # tests choose other alphas
+    values["evaluation"] |= {"weightings": 5, "samples_per_prompt": 1, "prompts": 24, "bootstrap_draws": 200}
     return Config.model_validate(values | changes)
 
 

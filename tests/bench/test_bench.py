@@ -55,5 +55,5 @@ def test_the_store_benchmark_runs_on_few_rows(repository, monkeypatch, capsys):
     monkeypatch.chdir(repository)
     store_scale.main(rows=4000)
     report = json.loads(capsys.readouterr().out)
-    assert report["rows"] == 20 * 196  # 20 prompts at a point of the reference and fifteen of each of thirteen methods
+    assert report["rows"] == 10 * 391  # 10 prompts at a point of the reference and fifteen of each of 26 methods
     assert {"texts", "documents", "points"} <= report["queries_s"].keys()

@@ -337,17 +337,6 @@ def test_one_method_alone_is_trained_when_it_is_named(tmp_path, monkeypatch, cap
         report(2, 0.3, 0, steps=2, picture=None, as_json=True, methods=["clp"])
 
 
-def test_methods_beside_the_default_ones_run_only_when_they_are_named(monkeypatch):
-    trained = []
-    monkeypatch.setattr(run, "_start_server", lambda: None)
-    monkeypatch.setattr(run, "_train_all", lambda context, names, *settings: trained.append(names) or {})
-    for methods in ([], ["all"], ["bone-soups", "clp-full"]):
-        run.run(1, 0.3, 0, steps=1, progress=print, methods=methods)
-    assert set(trained[0]) == testbed.METHODS.keys() - {"smoothed-soups", "bone-soups"}
-    assert set(trained[1]) == testbed.METHODS.keys()
-    assert set(trained[2]) == {"bone-soups", "clp-full"}
-
-
 def test_bone_soups_are_read_at_the_coefficients_that_add_up_to_the_weighting():
     # M = (0.7, 0.3; 0.3, 0.7), M' c = w: (0.7, -0.3) / 0.4 at (1, 0), and (0.25, 0.75) at (0.4, 0.6)
     points = np.array([[1.0, 0.0], [0.4, 0.6]])
