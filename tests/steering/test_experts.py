@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import FAMILIES, GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
+from tiny_models import GENERATION, OBJECTIVES, all_log_probs, make_policy
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, OPTForCausalLM, PhiForCausalLM
 
 from clp_lightning.config.data import Layers
@@ -23,16 +23,6 @@ VARIANTS = [
     ("none", 3, True), ("full", "full", False), ("attention", "full", True),
     ("full", 3, "everywhere"), ("attention", "full", "everywhere"),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def base(request, tmp_path_factory):
-    return write_model(request.param, tmp_path_factory.mktemp(request.param) / "reference")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return write_model("llama", tmp_path_factory.mktemp("llama") / "reference")
 
 
 @pytest.mark.parametrize(("conditioning", "rank", "shared"), VARIANTS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import FAMILIES, GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
+from tiny_models import GENERATION, OBJECTIVES, all_log_probs, make_policy, write_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -21,16 +21,6 @@ from clp_lightning.steering.parameterizations import KINDS
 OWN = ("bilinear", "singular")
 VARIANTS = [(kind, *rest) for kind in OWN for rest in (("full", False), ("attention", True))]
 WEIGHTINGS = np.array([[0.2, 0.8], [1.0, 0.0], [0.5, 0.5]])
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def base(request, tmp_path_factory):
-    return write_model(request.param, tmp_path_factory.mktemp(request.param) / "reference")
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    return write_model("llama", tmp_path_factory.mktemp("llama") / "reference")
 
 
 def make_layer(kind, width, out, objectives, rank, dtype=torch.float64, seed=0):
